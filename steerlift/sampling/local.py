@@ -1,0 +1,205 @@
+"""Samples on this machine, on any transformers causal language model, in batches that share work.
+
+Each prompt is prefilled once for all its completions, rows leave the batch as they finish, and each row carries its own
+steering weight and random numbers.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from steerlift.records.errors import InputError
+from steerlift.records.progress import say
+from steerlift.records.types import Completion
+from steerlift.sampling.draws import choose_tokens, uniforms
+from steerlift.sampling.generate import decode_with_generate
+from steerlift.sampling.sampler import OnDone, Request, SamplingOptions
+from steerlift.steering.apply import Steering, steer
+from steerlift.steering.models import Model, Tokenizer, end_token_ids, memory_budget, text_config
+from steerlift.steering.vectors import SteeringVectors
+
+MOST_ROWS = 1024
+
+T = TypeVar("T")
+
+
+class LocalSampler:
+    """Samples from `model`, with `vectors` added to its residual stream at each request's weight."""
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, vectors: SteeringVectors | None = None, batch_rows: int | None = None
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.vectors = vectors
+        self.batch_rows = batch_rows
+        self._end_ids = torch.tensor(end_token_ids(model, tokenizer), device=model.device)
+        self._pad_id = int(tokenizer.pad_token_id or 0)
+        self._only_last_logits = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        )
+        self._can_split = all(isinstance(layer, DynamicLayer) for layer in _new_cache(model).layers)
+        if not self._can_split:
+            say(f"{type(model).__name__}: its cache cannot be split by rows; sampling falls back to transformers' generate")
+
+    @torch.no_grad()
+    def sample(
+        self, requests: Sequence[Request], options: SamplingOptions, on_done: OnDone | None = None
+    ) -> list[list[Completion]]:
+        """The completions of each request, in the order of the requests and of their seeds."""
+        if self.vectors is None and any(request.weight for request in requests):
+            raise InputError("a request has a steering weight, but the sampler was given no vectors")
+        results: list[list[Completion]] = [[] for _ in requests]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch in self._batches(requests, options):
+                for (index, _), completions in zip(batch, self._sample_batch([r for _, r in batch], options), strict=True):
+                    results[index].extend(completions)
+                    if on_done is not None:
+                        on_done(len(completions))
+        finally:
+            self.model.train(was_training)
+        return results
+
+    def _batches(self, requests: Sequence[Request], options: SamplingOptions) -> Iterator[list[tuple[int, Request]]]:
+        """Requests of similar prompt length together (little padding), each batch with at most as many rows as fit in memory."""
+        longest = max((len(request.prompt_ids) for request in requests), default=0) + options.max_completion_length
+        room = self.batch_rows or rows_that_fit(self.model, longest)
+        batch: list[tuple[int, Request]] = []
+        rows = 0
+        for index in sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids)):
+            request = requests[index]
+            for start in range(0, len(request.seeds), room):
+                part = Request(request.prompt_ids, request.seeds[start : start + room], request.weight)
+                if batch and rows + len(part.seeds) > room:
+                    yield batch
+                    batch, rows = [], 0
+                batch.append((index, part))
+                rows += len(part.seeds)
+        if batch:
+            yield batch
+
+    def _sample_batch(self, requests: list[Request], options: SamplingOptions) -> list[list[Completion]]:
+        steered = any(request.weight for request in requests)
+        steering: AbstractContextManager[Steering | None] = (
+            steer(self.model, self.vectors, [request.weight for request in requests])
+            if steered and self.vectors is not None
+            else nullcontext()
+        )
+        with steering as active:
+            if self._can_split:
+                rows = self._decode(requests, options, active)
+            else:
+                if active is not None:
+                    active.set_weight(_per_row([request.weight for request in requests], requests))
+                prompts, mask = self._padded([r.prompt_ids for r in requests for _ in r.seeds])
+                draws = uniforms([s for r in requests for s in r.seeds], options.max_completion_length)
+                rows = decode_with_generate(self.model, prompts, mask, draws, options, self._end_ids.tolist(), self._pad_id)
+        return self._completions(requests, *rows)
+
+    def _decode(
+        self, requests: list[Request], options: SamplingOptions, steering: Steering | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and logprobs, shape (rows, max_completion_length), and lengths, shape (rows,)."""
+        device, limit = self.model.device, options.max_completion_length
+        prompts_PT, mask_PT = self._padded([request.prompt_ids for request in requests])
+        positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
+        cache = _new_cache(self.model)
+        logits_PV = self._forward(prompts_PT, mask_PT, positions_PT, cache)
+
+        # From here on a row is a completion: each takes over its prompt's cache.
+        prompt_of_row = torch.tensor(_per_row(list(range(len(requests))), requests), device=device)
+        weights_R = torch.tensor(_per_row([request.weight for request in requests], requests))
+        cache.batch_select_indices(prompt_of_row)
+        logits_RV = logits_PV[prompt_of_row]
+        positions_R = positions_PT[prompt_of_row, -1]
+        prompt_length = prompts_PT.shape[1]
+        mask_RT = torch.nn.functional.pad(mask_PT[prompt_of_row], (0, limit), value=1)
+        draws_RT = uniforms([seed for request in requests for seed in request.seeds], limit).to(device)
+        rows = torch.arange(len(prompt_of_row), device=device)  # the rows still running
+        if steering is not None:
+            steering.set_weight(weights_R)
+
+        tokens_RT = torch.zeros(len(rows), limit, dtype=torch.long, device=device)
+        logprobs_RT = torch.zeros(len(rows), limit, device=device)
+        lengths_R = torch.full((len(rows),), limit, device=device)
+        for step in range(limit):
+            tokens_R, logprobs_R = choose_tokens(logits_RV, draws_RT[rows, step], options.temperature)
+            tokens_RT[rows, step], logprobs_RT[rows, step] = tokens_R, logprobs_R
+            ended_R = torch.isin(tokens_R, self._end_ids)
+            if bool(ended_R.any()):
+                lengths_R[rows[ended_R]] = step + 1
+                keep = (~ended_R).nonzero().squeeze(1)
+                rows, tokens_R, mask_RT, positions_R = rows[keep], tokens_R[keep], mask_RT[keep], positions_R[keep]
+                if len(rows) == 0:
+                    break
+                cache.batch_select_indices(keep)
+                if steering is not None:
+                    steering.set_weight(weights_R[rows.cpu()])
+            if step + 1 < limit:
+                positions_R = positions_R + 1
+                logits_RV = self._forward(
+                    tokens_R[:, None], mask_RT[:, : prompt_length + step + 1], positions_R[:, None], cache
+                )
+        return tokens_RT, logprobs_RT, lengths_R
+
+    def _forward(self, ids_RT: Tensor, mask_RT: Tensor, positions_RT: Tensor, cache: DynamicCache) -> Tensor:
+        output = self.model(
+            input_ids=ids_RT,
+            attention_mask=mask_RT,
+            position_ids=positions_RT,
+            past_key_values=cache,
+            use_cache=True,
+            **self._only_last_logits,
+        )
+        logits_RV: Tensor = output.logits[:, -1]
+        return logits_RV
+
+    def _padded(self, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Prompts padded on the left and their attention mask, both of shape (prompts, longest)."""
+        longest = max(map(len, prompts))
+        ids = [[self._pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+    def _completions(
+        self, requests: list[Request], tokens_RT: Tensor, logprobs_RT: Tensor, lengths_R: Tensor
+    ) -> list[list[Completion]]:
+        end_ids = set(self._end_ids.tolist())
+        ids = [row[:length] for row, length in zip(tokens_RT.tolist(), lengths_R.tolist(), strict=True)]
+        logprobs = [row[:length] for row, length in zip(logprobs_RT.tolist(), lengths_R.tolist(), strict=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rows = iter(zip(ids, logprobs, texts, strict=True))
+        return [
+            [
+                Completion(tuple(row_ids), tuple(row_logprobs), text, truncated=row_ids[-1] not in end_ids)
+                for row_ids, row_logprobs, text in (next(rows) for _ in request.seeds)
+            ]
+            for request in requests
+        ]
+
+
+def rows_that_fit(model: Model, length: int) -> int:
+    """How many rows of `length` tokens the free memory holds: keys, values and one step's logits (at most MOST_ROWS)."""
+    config = text_config(model)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+    # Growing the cache and dropping rows copy it once; logits exist as scaled, logprobs and cumulative sums in float32.
+    per_row = 2 * per_token * length + 4 * 4 * config.vocab_size
+    return max(1, min(MOST_ROWS, memory_budget(model.device) // per_row))
+
+
+def _new_cache(model: Model) -> DynamicCache:
+    return DynamicCache(config=model.config)
+
+
+def _per_row(values: list[T], requests: list[Request]) -> list[T]:
+    return [value for value, request in zip(values, requests, strict=True) for _ in request.seeds]

@@ -1,0 +1,27 @@
+"""Tiny random models of every family, a tiny tokenizer, and the environment all tests share."""
+
+import os
+
+# Before torch is imported: one thread, so that two test workers on two cores do not fight.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    """A tiny random model of each supported family, three decoder layers."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def qwen2():
+    return tiny_model("qwen2")
