@@ -64,6 +64,9 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _from_pretrained(loader: Any, name: str, **options: Any) -> Any:  # noqa: ANN401 - transformers is untyped
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours say more, and a bar per file breaks plain logs
     folder = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
     if looks_like_path and not (folder / "config.json").is_file():

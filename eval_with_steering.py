@@ -1,0 +1,5 @@
+"""`steerlift evaluate` under the original's name."""
+
+from steerlift.commands.main import run_verb
+
+raise SystemExit(run_verb("evaluate"))

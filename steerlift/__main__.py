@@ -1,0 +1,5 @@
+"""`python -m steerlift` is `steerlift`."""
+
+from steerlift.commands.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,105 @@
+"""The command line: one command with a verb per stage; each verb's options are one frozen config of its room.
+
+The rooms that do the work are imported only once the options have been read, so `--help` imports no torch.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from steerlift.commands.demo_config import DemoConfig
+from steerlift.evaluation.config import EvaluateConfig
+from steerlift.extraction.config import ExtractConfig
+from steerlift.records.errors import SteerliftError
+from steerlift.records.progress import say
+from steerlift.report.config import PlotConfig
+from steerlift.serving.config import ServeConfig
+from steerlift.training.config import TrainConfig
+
+
+def _demo(config: DemoConfig) -> None:
+    from steerlift.commands.demo import demo
+
+    demo(config)
+
+
+def _train(config: TrainConfig) -> None:
+    from steerlift.report.tables import print_training
+    from steerlift.training.trainer import train
+
+    checkpoint = train(config)
+    print_training(config.output_dir, checkpoint)
+
+
+def _extract(config: ExtractConfig) -> None:
+    from steerlift.extraction.extract import extract
+    from steerlift.report.tables import print_layers
+
+    extraction = extract(config)
+    print_layers(extraction.layers, [config.output_path, extraction.info_path])
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from steerlift.evaluation.evaluate import completions_path, evaluate
+    from steerlift.report.tables import print_results
+
+    results = evaluate(config)
+    print_results(results, [config.output_path, completions_path(config.output_path)])
+
+
+def _plot(config: PlotConfig) -> None:
+    from steerlift.report.plots import plot
+
+    print(plot(config))
+
+
+def _serve(config: ServeConfig) -> None:
+    from steerlift.serving.server import serve
+
+    serve(config)
+
+
+_VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (TrainConfig, _train),
+    "extract": (ExtractConfig, _extract),
+    "evaluate": (EvaluateConfig, _evaluate),
+    "plot": (PlotConfig, _plot),
+    "serve": (ServeConfig, _serve),
+    "demo": (DemoConfig, _demo),
+}
+
+
+def main() -> int:
+    """`steerlift <verb> ...`: the console command. Returns the exit code."""
+    return _guarded(lambda: _dispatch(sys.argv[1:]))
+
+
+def run_verb(verb: str) -> int:
+    """One verb with its options from the command line, for the scripts named as in the original."""
+    config_type, run = _VERBS[verb]
+    return _guarded(lambda: run(tyro.cli(config_type)))
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    subcommands: Any = None
+    for verb, (config_type, _) in _VERBS.items():
+        annotated = Annotated[config_type, tyro.conf.subcommand(verb)]  # type: ignore[valid-type]
+        subcommands = annotated if subcommands is None else subcommands | annotated
+    config = tyro.cli(tyro.conf.OmitArgPrefixes[subcommands], prog="steerlift", args=arguments)
+    run = next(run for config_type, run in _VERBS.values() if isinstance(config, config_type))
+    run(config)
+
+
+def _guarded(action: Callable[[], None]) -> int:
+    """Runs the action; the user's own mistakes become one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        action()
+    except SteerliftError as error:
+        say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    return 0

@@ -1,0 +1,92 @@
+"""Runs arms (base, fine-tuned, base with a vector at a weight) on problems, keeping every completion as it comes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerlift.records.errors import InputError
+from steerlift.records.progress import progress
+from steerlift.records.runs import Journal
+from steerlift.records.types import GradedProblem, Problem
+from steerlift.sampling.rollouts import Task, rollouts
+from steerlift.sampling.sampler import Sampler, SamplingOptions
+from steerlift.steering.models import Tokenizer
+
+# Completions between two writes to the journal: enough to fill a batch, few enough to lose little when killed.
+_COMPLETIONS_PER_WRITE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One evaluated configuration: `name` in files and tables, and the steering weight (0 for an unsteered model)."""
+
+    name: str
+    weight: float = 0.0
+
+
+@dataclass
+class Gradebook:
+    """What has been answered so far, in memory and in a journal: (split, arm, problem index) -> graded problem."""
+
+    journal: Journal
+    done: dict[tuple[str, str, int], GradedProblem] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, settings: dict[str, Any], overwrite: bool) -> "Gradebook":
+        """Continues the journal at `path` if it was written under the same settings.
+
+        Raises InputError, naming what differs, if it was not and `overwrite` is off.
+        """
+        journal = Journal(path)
+        rows = journal.read()
+        if rows and rows[0].get("settings") == settings:
+            return cls(journal, {(r["split"], r["arm"], r["index"]): GradedProblem.from_row(r) for r in rows[1:]})
+        if rows and not overwrite:
+            before = rows[0].get("settings") or {}
+            changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+            raise InputError(
+                f"{path} holds completions of a run with other settings ({', '.join(changed)}); "
+                "name another --output_path or pass --overwrite"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        journal.append([{"settings": settings}])
+        return cls(journal)
+
+    def record(self, split: str, arm: str, index: int, graded: GradedProblem) -> dict[str, Any]:
+        """Keeps one graded problem; returns its journal row."""
+        self.done[split, arm, index] = graded
+        return {"split": split, "arm": arm, "index": index, **graded.to_row()}
+
+    def graded(self, split: str, arm: str, count: int) -> list[GradedProblem]:
+        """The first `count` problems of an arm, in order; all must have been run."""
+        return [self.done[split, arm, index] for index in range(count)]
+
+
+def run_arms(
+    book: Gradebook,
+    make_sampler: Callable[[], tuple[Sampler, Tokenizer]],
+    arms: Sequence[Arm],
+    split: str,
+    problems: Sequence[Problem],
+    count: int,
+    options: SamplingOptions,
+    seed: int,
+) -> None:
+    """Answers every problem `count` times under every arm that is not in the book yet; all arms share batches and seeds.
+
+    `make_sampler` is called only if there is something to do, so that a finished stage loads no model.
+    """
+    todo = [(i, arm) for i in range(len(problems)) for arm in arms if (split, arm.name, i) not in book.done]
+    if not todo:
+        return
+    sampler, tokenizer = make_sampler()
+    size = max(1, _COMPLETIONS_PER_WRITE // count)
+    label = f"{split}: {arms[0].name}" if len(arms) == 1 else f"{split}: {arms[0].name} ... {arms[-1].name}"
+    with progress(label, total=len(todo) * count) as bar:
+        for start in range(0, len(todo), size):
+            part = todo[start : start + size]
+            tasks = [Task(problems[i], count, seed, arm.weight) for i, arm in part]
+            graded = rollouts(sampler, tokenizer, tasks, options, bar.advance)
+            book.journal.append([book.record(split, arm.name, i, g) for (i, arm), g in zip(part, graded, strict=True)])

@@ -1,0 +1,70 @@
+"""The options of `steerlift evaluate`; the command line is built from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from steerlift.records.errors import InputError
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate base, fine-tuned and base + weight x vector on the same problems and the same random numbers."""
+
+    base_model_name: str = "Qwen/Qwen2.5-7B-Instruct"
+    """Base model: hub id or folder."""
+    finetuned_checkpoint: str = "final_run/checkpoint_step_250"
+    """Fine-tuned model: hub id or folder."""
+    steering_vectors_path: Path = Path("steering_vectors.json")
+    """Vectors of `steerlift extract` (.safetensors or .json)."""
+    output_path: Path = Path("steering_eval_results.json")
+    """Results; every completion goes beside it, to <name>.completions.jsonl, from which a killed run goes on."""
+    eval_size: int = 20
+    """Problems to report on."""
+    num_completions_eval: int = 20
+    """Completions of each problem and arm."""
+    pass_at_k: int = 1
+    """k of pass@k; at most the number of completions."""
+    max_completion_length: int = 512
+    """Most tokens of a completion."""
+    temperature: float = 0.9
+    """Sampling temperature; 0 is greedy."""
+    seed: int = 7111994
+    """Seed of the choice of problems, of sampling and of the intervals."""
+    weights: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35)
+    """Steering weights."""
+    dev_size: int = 0
+    """Choose the best weight on this many development problems, and mark it in the results; 0: choose none."""
+    random_control: bool = False
+    """Evaluate random vectors of the same norms too: at the chosen weight, or at every weight if none is chosen."""
+    problems: str = "math"
+    """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
+    split: Literal["test", "dev"] = "test"
+    """Which problems to report on."""
+    data_dir: str | None = None
+    """Folder that holds the problems (math/test.jsonl.gz ...); default: STEERLIFT_DATA, else the hub."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16."""
+    batch_rows: int | None = None
+    """Completions sampled at a time; default: as many as fit in memory."""
+    overwrite: bool = False
+    """Start over where results of other settings stand at the output path."""
+
+    def __post_init__(self) -> None:
+        if self.eval_size < 1 or self.num_completions_eval < 1:
+            raise InputError(
+                f"--eval-size {self.eval_size} and --num_completions_eval {self.num_completions_eval}: both must be at least 1"
+            )
+        if not 1 <= self.pass_at_k <= self.num_completions_eval:
+            raise InputError(
+                f"--pass_at_k {self.pass_at_k} with {self.num_completions_eval} completions a problem: "
+                "pass@k needs 1 <= k <= completions; lower k or raise --num_completions_eval"
+            )
+        if not self.weights or len(set(self.weights)) < len(self.weights):
+            raise InputError(f"--weights {' '.join(map(str, self.weights))}: expected at least one weight, each once")
+        if self.dev_size and self.split == "dev":
+            raise InputError("--dev_size with --split dev would choose and report on the same problems; use --split test")
+        if self.dev_size < 0:
+            raise InputError(f"--dev_size {self.dev_size}: expected 0 or more problems")

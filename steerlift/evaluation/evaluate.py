@@ -1,0 +1,158 @@
+"""`steerlift evaluate`: base, fine-tuned and steered arms on the same problems, the weight chosen on development problems."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from steerlift.evaluation.arms import Arm, Gradebook, run_arms
+from steerlift.evaluation.config import EvaluateConfig
+from steerlift.evaluation.results import arm_result, best_weight
+from steerlift.problems.load import load_problems
+from steerlift.records.progress import say
+from steerlift.records.provenance import provenance
+from steerlift.records.runs import write_json
+from steerlift.records.types import Problem
+from steerlift.sampling.local import LocalSampler
+from steerlift.sampling.sampler import Sampler, SamplingOptions
+from steerlift.steering.apply import check_fit
+from steerlift.steering.models import Model, Tokenizer, choose_device, choose_dtype, decoder_layers, load_model, load_tokenizer
+from steerlift.steering.vectors import SteeringVectors
+
+BASE, FINETUNED, STEERED, RANDOM = "base", "finetuned", "steered", "random"
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Runs what is not in the completions file yet and writes the results. Returns the content of the results file."""
+    test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
+    dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
+    vectors = SteeringVectors.load(config.steering_vectors_path)
+    book = Gradebook.open(completions_path(config.output_path), _settings(config, [*test, *dev]), config.overwrite)
+    say(f"evaluating on {len(test)} {config.split} problems of {config.problems}; completions go to {book.journal.path}")
+    options = SamplingOptions(config.temperature, config.max_completion_length)
+    count, seed = config.num_completions_eval, config.seed
+    models = _Models(config)
+
+    steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
+    base_with_vectors = models.sampler(config.base_model_name, vectors)
+    chosen = None
+    if dev:
+        run_arms(book, base_with_vectors, steered, "dev", dev, count, options, seed)
+        on_dev = {arm.weight: book.graded("dev", arm.name, len(dev)) for arm in steered}
+        chosen = best_weight(on_dev, config.pass_at_k)
+    run_arms(book, base_with_vectors, [Arm(BASE), *steered], config.split, test, count, options, seed)
+    random = [
+        Arm(f"{RANDOM}:{arm.weight}", arm.weight)
+        for arm in steered
+        if config.random_control and (chosen is None or arm.weight == chosen)
+    ]
+    random_vectors = vectors.random_like(config.seed)
+    run_arms(book, models.sampler(config.base_model_name, random_vectors), random, config.split, test, count, options, seed)
+    run_arms(book, models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test, count, options, seed)
+    models.release()
+
+    results = _results(config, book, steered, random, len(test))
+    if chosen is not None:
+        results["chosen"] = {
+            "weight": str(chosen),
+            "num_dev_problems": len(dev),
+            "dev": _dev_scores(config, book, steered, len(dev)),
+        }
+    results["settings"] = {name: value for name, value in asdict(config).items() if name != "overwrite"} | {
+        "output_path": str(config.output_path),
+        "steering_vectors_path": str(config.steering_vectors_path),
+    }
+    results["vectors"] = dict(vectors.metadata)
+    results["completions_file"] = book.journal.path.name
+    results["provenance"] = provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device)))
+    write_json(config.output_path, results)
+    return results
+
+
+def completions_path(output_path: Path) -> Path:
+    """Where the completions of a results file stand: beside it, one JSON line per arm and problem."""
+    return output_path.with_name(f"{output_path.stem}.completions.jsonl")
+
+
+class _Models:
+    """Holds one model at a time: asking for another releases the one before."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+        self.loaded: tuple[str, Model, Tokenizer] | None = None
+
+    def sampler(self, name: str, vectors: SteeringVectors | None = None) -> Callable[[], tuple[Sampler, Tokenizer]]:
+        """What makes a sampler of the model `name`, steered by `vectors` at each task's weight."""
+
+        def make() -> tuple[Sampler, Tokenizer]:
+            model, tokenizer = self._load(name)
+            if vectors is not None:
+                check_fit(model, vectors, len(decoder_layers(model)))
+            return LocalSampler(model, tokenizer, vectors, self.config.batch_rows), tokenizer
+
+        return make
+
+    def release(self) -> None:
+        self.loaded = None
+
+    def _load(self, name: str) -> tuple[Model, Tokenizer]:
+        if self.loaded is None or self.loaded[0] != name:
+            self.release()
+            device = choose_device(self.config.device)
+            dtype = choose_dtype(self.config.dtype, device)
+            say(f"loading {name} ({str(dtype).removeprefix('torch.')}, {device})")
+            self.loaded = (name, load_model(name, device, dtype), load_tokenizer(name))
+        return self.loaded[1:]
+
+
+def _results(config: EvaluateConfig, book: Gradebook, steered: list[Arm], random: list[Arm], count: int) -> dict[str, Any]:
+    k, seed = config.pass_at_k, config.seed
+    base = book.graded(config.split, BASE, count)
+    finetuned = book.graded(config.split, FINETUNED, count)
+
+    def against_both(arm: Arm) -> dict[str, Any]:
+        return arm_result(book.graded(config.split, arm.name, count), k, seed, base, finetuned)
+
+    results: dict[str, Any] = {
+        "base_model": arm_result(base, k, seed),
+        "finetuned_model": arm_result(finetuned, k, seed, base),
+        "base_with_steering": {str(arm.weight): against_both(arm) for arm in steered},
+    }
+    if random:
+        results["random_control"] = {str(arm.weight): against_both(arm) for arm in random}
+    return results
+
+
+def _dev_scores(config: EvaluateConfig, book: Gradebook, steered: list[Arm], count: int) -> dict[str, Any]:
+    k, seed = config.pass_at_k, config.seed
+    scored = {str(arm.weight): arm_result(book.graded("dev", arm.name, count), k, seed) for arm in steered}
+    return {weight: {key: value for key, value in arm.items() if key != "examples"} for weight, arm in scored.items()}
+
+
+def _settings(config: EvaluateConfig, problems: list[Problem]) -> dict[str, Any]:
+    """What completions depend on: two runs with the same settings share a completions file, so weights can be added later."""
+    device = choose_device(config.device)
+    return {
+        "base_model": _identity(config.base_model_name),
+        "finetuned_model": _identity(config.finetuned_checkpoint),
+        "vectors": hashlib.sha256(config.steering_vectors_path.read_bytes()).hexdigest(),
+        "problems": hashlib.sha256("\0".join(problem.problem for problem in problems).encode()).hexdigest(),
+        "completions": config.num_completions_eval,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "split": config.split,
+        "dev_size": config.dev_size,
+        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+    }
+
+
+def _identity(name: str) -> str:
+    """A hub id as it is; a folder with the sizes and times of its weight files, so that a retrained one is another model."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(folder.glob("*.safetensors"))
+    marks = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
+    return f"{folder.resolve()} {hashlib.sha256(marks.encode()).hexdigest()[:16]}"

@@ -1,0 +1,125 @@
+"""`steerlift extract`: the same token ids through both models, one model in memory at a time, and the difference of their means."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from steerlift.extraction.activations import MeanActivations, TokenSequence, mean_activations
+from steerlift.extraction.config import ExtractConfig
+from steerlift.problems.load import load_problems
+from steerlift.problems.prompt import encode_prompt
+from steerlift.records.errors import InputError
+from steerlift.records.progress import progress, say
+from steerlift.records.provenance import package_version, provenance
+from steerlift.records.runs import Journal, write_json
+from steerlift.records.types import GradedProblem, Problem
+from steerlift.sampling.local import LocalSampler
+from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
+from steerlift.sampling.sampler import SamplingOptions
+from steerlift.steering.models import Model, architecture, choose_device, choose_dtype, load_model, load_tokenizer
+from steerlift.steering.vectors import SteeringVectors
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Vectors, and per layer: its norm, the base's mean residual norm there, and their ratio (the info file's `layers`)."""
+
+    vectors: SteeringVectors
+    layers: list[dict[str, float]]
+    info_path: Path
+
+
+def extract(config: ExtractConfig) -> Extraction:
+    """Writes the vectors, their norms and the completions that were averaged. Returns them."""
+    problems = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir)[: config.max_examples]
+    say(f"extracting from {len(problems)} training problems of {config.problems}, {config.tokens} tokens")
+    # The fine-tuned model first: it writes the completions that both then read.
+    sequences, finetuned, finetuned_architecture = _finetuned_means(config, problems)
+    base_model = _load(config, config.base_model_name)
+    base_architecture = architecture(base_model)
+    if base_architecture != finetuned_architecture:
+        raise InputError(
+            f"{config.finetuned_checkpoint} is {finetuned_architecture}; {config.base_model_name} is {base_architecture}: "
+            "a steering vector needs two models of one architecture"
+        )
+    base = _means(config, base_model, sequences, "base")
+    vectors = mean_difference(base, finetuned, _metadata(config, len(problems), base.count, base_architecture))
+    vectors = vectors.increments() if config.method == "increments" else vectors
+    layers = [
+        {"layer": index, "norm": norm, "residual_norm": float(base.norm_L[index]), "ratio": norm / float(base.norm_L[index])}
+        for index, norm in vectors.norms().items()
+    ]
+    vectors.save(config.output_path)
+    info_path = config.output_path.with_name(f"{config.output_path.stem}.info.json")
+    write_json(info_path, _info(config, vectors, layers))
+    return Extraction(vectors, layers, info_path)
+
+
+def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata: dict[str, str]) -> SteeringVectors:
+    """mean(fine-tuned) - mean(base) per layer, subtracted in float64 and kept as float32."""
+    difference_LH = finetuned.state_LH - base.state_LH
+    return SteeringVectors({index: vector.float() for index, vector in enumerate(difference_LH)}, metadata)
+
+
+def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tuple[list[TokenSequence], MeanActivations, str]:
+    tokenizer = load_tokenizer(config.finetuned_checkpoint)
+    model = _load(config, config.finetuned_checkpoint)
+    if config.tokens == "completion":
+        sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)
+        options = SamplingOptions(config.temperature, config.max_completion_length)
+        tasks = [Task(problem, 1, config.seed) for problem in problems]
+        with progress("sampling completions", len(tasks)) as bar:
+            graded = rollouts(sampler, tokenizer, tasks, options, bar.advance)
+        _keep(config, graded)
+        sequences = [_sequence(prompt_ids(tokenizer, g.prompt), g.completions[0].token_ids) for g in graded]
+    else:
+        sequences = [_sequence(encode_prompt(tokenizer, problem.problem)) for problem in problems]
+    return sequences, _means(config, model, sequences, "fine-tuned"), architecture(model)
+
+
+def _sequence(prompt: Sequence[int], completion: Sequence[int] = ()) -> TokenSequence:
+    return TokenSequence((*prompt, *completion), len(prompt))
+
+
+def _keep(config: ExtractConfig, graded: list[GradedProblem]) -> None:
+    path = config.output_path.with_name(f"{config.output_path.stem}.completions.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    Journal(path).append(g.to_row() for g in graded)
+
+
+def _load(config: ExtractConfig, name: str) -> Model:
+    # Whatever model came before is garbage by now; its memory is wanted.
+    gc.collect()
+    device = choose_device(config.device)
+    return load_model(name, device, choose_dtype(config.dtype, device))
+
+
+def _means(config: ExtractConfig, model: Model, sequences: list[TokenSequence], name: str) -> MeanActivations:
+    with progress(f"activations, {name}", len(sequences)) as bar:
+        return mean_activations(model, sequences, config.tokens, config.include_first_position, bar.advance)
+
+
+def _metadata(config: ExtractConfig, problems: int, tokens: int, architecture_line: str) -> dict[str, str]:
+    return {
+        "base_model": config.base_model_name,
+        "finetuned_model": config.finetuned_checkpoint,
+        "architecture": architecture_line,
+        "method": config.method,
+        "tokens": config.tokens,
+        "tokens_averaged": str(tokens),
+        "problems": f"{problems} of {config.problems}, train",
+        "seed": str(config.seed),
+        "steerlift": package_version(),
+    }
+
+
+def _info(config: ExtractConfig, vectors: SteeringVectors, layers: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        "vectors": dict(vectors.metadata),
+        "layers": layers,
+        "settings": {**asdict(config), "output_path": str(config.output_path)},
+        "provenance": provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device))),
+    }

@@ -1,0 +1,112 @@
+"""The tables that a command ends with, and the paths of what it wrote. Reads records only."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """Every arm of an evaluation: score with interval, what of the gap it recovers, format and length."""
+    base = results["base_model"]
+    metric = next(key for key in base if key.startswith("pass_at_"))
+    k = metric.removeprefix("pass_at_")
+    table = _table("arm", f"pass@{k} %", "95 % interval", "gap recovered %", "lenient %", "format %", "length", "truncated %")
+    chosen = results.get("chosen", {}).get("weight")
+    arms = [("base", base), ("fine-tuned", results["finetuned_model"])]
+    arms += [(_steered_name(weight, chosen), arm) for weight, arm in results["base_with_steering"].items()]
+    arms += [(f"random vectors x {weight}", arm) for weight, arm in results.get("random_control", {}).items()]
+    for name, arm in arms:
+        table.add_row(
+            name,
+            f"{arm[metric]:.1f}",
+            interval_text(arm["ci95"]),
+            gap_text(arm) if "gap_recovered" in arm else "",
+            f"{arm[f'lenient_{metric}']:.1f}",
+            f"{arm['format_rate']:.1f}",
+            f"{arm['mean_length']:.1f}",
+            f"{arm['truncated_rate']:.1f}",
+        )
+    _show(table)
+    notes = {f"{name}: {arm[key]}" for name, arm in arms for key in ("note", "gap_note") if key in arm}
+    print_lines([f"{base['num_eval_problems']} problems x {base['completions_per_problem']} completions", *sorted(notes)])
+    print_paths(paths)
+
+
+def print_layers(layers: Sequence[Mapping[str, float]], paths: Sequence[Path]) -> None:
+    """Per decoder layer: the vector's norm, the residual stream's mean norm, and their ratio."""
+    table = _table("layer", "vector norm", "residual norm", "ratio")
+    for row in layers:
+        table.add_row(f"{row['layer']}", f"{row['norm']:.3f}", f"{row['residual_norm']:.3f}", f"{row['ratio']:.3f}")
+    _show(table)
+    print_paths(paths)
+
+
+def print_training(run: Path, checkpoint: Path) -> None:
+    """The evaluations of a training run."""
+    evaluations: dict[str, dict[str, Any]] = json.loads((run / "eval_summary.json").read_text(encoding="utf-8"))
+    metric = next(key for key in next(iter(evaluations.values())) if key.startswith("pass_at_"))
+    table = _table("step", f"pass@{metric.removeprefix('pass_at_')} %", "95 % interval", "lenient %", "format %", "length")
+    for step, summary in evaluations.items():
+        table.add_row(
+            step,
+            f"{summary[metric]:.1f}",
+            interval_text(summary["ci95"]),
+            f"{summary[f'lenient_{metric}']:.1f}",
+            f"{summary['format_rate']:.1f}",
+            f"{summary['mean_length']:.1f}",
+        )
+    _show(table)
+    print_paths([checkpoint, run / "metrics.jsonl", run / "run_log.json", run / "eval_summary.json"])
+
+
+def print_stages(seconds: Mapping[str, float]) -> None:
+    """The time of each stage and of all of them."""
+    table = _table("stage", "seconds")
+    for name, value in {**seconds, "all": sum(seconds.values())}.items():
+        table.add_row(name, f"{value:.1f}")
+    _show(table)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Plain lines on stdout."""
+    print("\n".join(lines))
+
+
+def print_paths(paths: Sequence[Path]) -> None:
+    """What was written, one path a line."""
+    print_lines([f"wrote {path}" for path in paths])
+
+
+def interval_text(interval: Sequence[float]) -> str:
+    """`31.2 to 36.9`."""
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def gap_text(arm: Mapping[str, Any]) -> str:
+    """`67 (61 to 73)`, or a dash where there is no gap to recover."""
+    if arm["gap_recovered"] is None:
+        return "-"
+    interval = arm["gap_recovered_ci95"]
+    return f"{arm['gap_recovered']:.0f}" + (f" ({interval[0]:.0f} to {interval[1]:.0f})" if interval else "")
+
+
+def _steered_name(weight: str, chosen: str | None) -> str:
+    return f"base + {weight} x vectors" + ("  <- chosen on dev" if weight == chosen else "")
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _show(table: Table) -> None:
+    console = Console()
+    # A pipe has no width of its own; 80 columns would break rows that are to be read or parsed.
+    (console if console.is_terminal else Console(width=140)).print(table)

@@ -1,0 +1,124 @@
+"""The options of `steerlift train`; the command line is built from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from steerlift.records.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a causal language model on problems with GRPO."""
+
+    model_name: str = "Qwen/Qwen2.5-7B-Instruct"
+    """Model to train: hub id or folder."""
+    output_dir: Path = Path("final_baseline")
+    """Run directory: checkpoints, logs, completions."""
+    problems: str = "math"
+    """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
+    data_dir: str | None = None
+    """Folder that holds the problems (math/train.jsonl.gz ...); default: STEERLIFT_DATA, else the hub."""
+    train_size: int = 12000
+    """Training problems to draw from; fewer if there are fewer."""
+    eval_size: int = 20
+    """Problems of the evaluations during training (test split)."""
+    seed: int = 7111994
+    """Seed of problems, their order and sampling."""
+
+    num_train_iters: int = 1000
+    """Optimizer steps."""
+    gradient_accumulation_steps: int = 4
+    """Problems of one optimizer step; all are sampled in one batch."""
+    num_chains: int = 8
+    """Completions of each problem (the group)."""
+    micro_batch_size: int | None = None
+    """Completions of one forward and backward pass; default: num_chains. Lower it when memory runs out."""
+    learning_rate: float = 5e-6
+    """Peak learning rate."""
+    warmup_percent: float = 0.1
+    """Share of the steps in which the learning rate rises to its peak."""
+    final_lr_percent: float = 0.1
+    """The learning rate falls linearly to this share of its peak; 1 keeps it constant after the warm-up."""
+    adam_beta1: float = 0.9
+    """AdamW's first beta."""
+    adam_beta2: float = 0.99
+    """AdamW's second beta."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay."""
+    max_grad_norm: float = 0.1
+    """Gradients are scaled down to this norm."""
+
+    temperature: float = 0.9
+    """Sampling temperature; every logprob is taken at it."""
+    max_prompt_length: int = 256
+    """Problems with longer prompts are left out."""
+    max_completion_length: int = 512
+    """Most tokens of a completion; the constant denominator of Dr. GRPO."""
+
+    loss_type: Literal["grpo", "bnpo", "dr_grpo"] = "dr_grpo"
+    """How token losses are weighted: see steerlift.training.grpo.token_weights."""
+    scale_rewards: bool = False
+    """Divide advantages by the group's standard deviation."""
+    epsilon_low: float = 0.2
+    """The ratio is clipped below at 1 - epsilon_low."""
+    epsilon_high: float | None = None
+    """The ratio is clipped above at 1 + epsilon_high; default: epsilon_low."""
+    beta: float = 0.0
+    """Weight of the KL to the model that training started from; 0 keeps no copy of it."""
+    use_liger: bool = False
+    """Compute the loss with liger-kernel's fused GRPO loss instead of ours."""
+
+    eval_every: int = 50
+    """Evaluate at step 0, every so many steps, and at the end."""
+    num_completions_eval: int = 20
+    """Completions of each evaluation problem."""
+    pass_at_k: int = 1
+    """k of pass@k."""
+    save_every: int = 50
+    """Save a checkpoint every so many steps, and at the end."""
+
+    use_vllm: bool = False
+    """Sample from a vLLM server. Not in this version: refused."""
+    vllm_host: str = "localhost"
+    """Host of the vLLM server."""
+    vllm_port: int = 8000
+    """Port of the vLLM server."""
+    use_wandb: bool = False
+    """Log to Weights & Biases too (pip install steerlift[wandb])."""
+    wandb_project: str = "nano-grpo"
+    """Project there."""
+    wandb_run: str = "run"
+    """Name of the run there."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    batch_rows: int | None = None
+    """Completions sampled at a time; default: as many as fit in memory."""
+    overwrite: bool = False
+    """Delete the run that stands in the output folder and start over."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "train_size": 1, "eval_size": 1, "num_train_iters": 1, "gradient_accumulation_steps": 1, "num_chains": 2,
+            "eval_every": 1, "save_every": 1, "num_completions_eval": 1, "max_prompt_length": 1, "max_completion_length": 1,
+        }  # fmt: skip
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"--{name} {getattr(self, name)}: expected at least {minimum}")
+        if self.temperature <= 0:
+            raise InputError(f"--temperature {self.temperature}: expected above 0, training needs differing completions")
+        if not 1 <= self.pass_at_k <= self.num_completions_eval:
+            raise InputError(
+                f"--pass_at_k {self.pass_at_k} with {self.num_completions_eval} completions a problem: "
+                "pass@k needs 1 <= k <= completions; lower k or raise --num_completions_eval"
+            )
+        if self.gradient_accumulation_steps > self.train_size:
+            raise InputError(
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps} with --train-size {self.train_size}: "
+                "a step cannot take more problems than there are"
+            )

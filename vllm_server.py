@@ -1,0 +1,5 @@
+"""`steerlift serve` under the original's name."""
+
+from steerlift.commands.main import run_verb
+
+raise SystemExit(run_verb("serve"))
