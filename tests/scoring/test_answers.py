@@ -2,7 +2,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerlift.scoring.answers import extract_answer, extract_lenient, follows_format, last_boxed
@@ -75,6 +75,7 @@ def test_the_lenient_answer_stands_anywhere(text, found):
 PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "5", "x<y", " "]), max_size=12).map("".join)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(PIECES)
 def test_the_format_holds_only_where_a_plain_pattern_sees_it(text):
     # An independent reading of the format; nesting may still make the strict one refuse.
@@ -83,6 +84,7 @@ def test_the_format_holds_only_where_a_plain_pattern_sees_it(text):
         assert extract_answer(text) is not None
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(PIECES)
 def test_whatever_is_extracted_strictly_is_extracted_leniently(text):
     strict = extract_answer(text)
@@ -91,6 +93,7 @@ def test_whatever_is_extracted_strictly_is_extracted_leniently(text):
         assert extract_lenient(text) == strict
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text().filter(lambda text: "<" not in text), st.text())
 def test_any_answer_is_found_between_the_tags(thought, answer):
     completion = f"<think>{thought}</think><answer>{answer}</answer>"
@@ -99,12 +102,15 @@ def test_any_answer_is_found_between_the_tags(thought, answer):
         assert follows_format(completion)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.recursive(st.sampled_from("abc"), lambda inner: st.lists(inner).map(lambda parts: "{" + "".join(parts) + "}")))
 def test_boxes_are_read_with_their_braces_balanced(content):
     assert last_boxed(f"so \\boxed{{{content}}} {{}}") == content
 
 
-@pytest.mark.parametrize("unit", ["<answer>", "<answer></answer>", "<think>", "\\boxed{", "{", "}", "1,", "-", "answer is ", "\\"])
+@pytest.mark.parametrize(
+    "unit", ["<answer>", "<answer></answer>", "<think>", "\\boxed{", "{", "}", "1,", "-", "answer is ", "\\"]
+)
 def test_a_megabyte_of_anything_takes_linear_time(unit):
     text = "<answer>" + unit * (1_000_000 // len(unit))
     start = time.perf_counter()

@@ -1,17 +1,12 @@
-import gzip
-import json
 import time
-from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scoring_data import MATH_ANSWERS
 
 from steerlift.scoring.equality import compare_as_text
 from steerlift.scoring.notation import key, tidy, ungrouped
-
-with gzip.open(Path(__file__).parents[1] / "data" / "math_answers.txt.gz", "rt", encoding="utf-8") as lines:
-    MATH_ANSWERS = [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +51,7 @@ with gzip.open(Path(__file__).parents[1] / "data" / "math_answers.txt.gz", "rt",
     ],
 )
 def test_many_notations_become_one(answer, expected):
-    assert " ".join(tidy(answer).split()).replace(r"\pi ", r"\pi").strip() == expected
+    assert key(tidy(answer)) == key(expected)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +103,30 @@ def test_every_math_answer_equals_itself_spelled_otherwise(old, new):
     assert [pair for pair in respelled if compare_as_text(*pair) is not True] == []
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(max_size=80))
 def test_any_text_can_be_tidied(text):
     assert tidy(text) == tidy(f" {text} ")
-    assert compare_as_text("17", text) in (True, False, ("17", compare_as_text("17", text)[1:] and compare_as_text("17", text)[1]))
+    assert compare_as_text("17", text) is not True or any(char.isdigit() for char in text)
 
 
-HOSTILE_UNITS = ["{", "\\", "\\frac{", "\\frac1", "\\sqrt[", "\\text{", "\\text{a} ", "1,", "1 ", "1e", "and ", "cm ", "$", "½", "boxed{"]
+HOSTILE_UNITS = [
+    "{",
+    "\\",
+    "\\frac{",
+    "\\frac1",
+    "\\sqrt[",
+    "\\text{",
+    "\\text{a} ",
+    "1,",
+    "1 ",
+    "1e",
+    "and ",
+    "cm ",
+    "$",
+    "½",
+    "boxed{",
+]
 
 
 @pytest.mark.parametrize("unit", HOSTILE_UNITS)

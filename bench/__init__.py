@@ -1,0 +1,1 @@
+"""Ours measured against named alternatives, side by side in one run: `python -m bench` writes docs/performance.md."""

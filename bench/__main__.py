@@ -1,0 +1,88 @@
+"""`python -m bench [sampling grpo extraction sweep] [--quick]`: all of them, not quick, are written to docs/performance.md."""
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.measure import ROOT
+from steerlift.records.progress import say
+from steerlift.records.runs import replacing
+
+if TYPE_CHECKING:
+    from bench.setting import Setting
+    from bench.table import Section
+
+NAMES = ("sampling", "grpo", "extraction", "sweep")
+DOCUMENT = ROOT / "docs" / "performance.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the chosen benchmarks, prints the document and writes it where asked."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _options(given)
+    # What is measured is the code on this machine, never a download.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Imported here: they import torch and transformers, which --help should not pay for.
+    import torch
+
+    from bench.setting import Setting, trained_model, untrained_model
+    from bench.table import document
+
+    torch.set_num_threads(options.threads)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    chosen = [name for name in NAMES if name in (options.benchmarks or NAMES)]
+    sections = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = untrained_model(Path(scratch) / "base") if options.quick else trained_model()
+        for name in chosen:
+            say(f"== {name}")
+            sections.append(_benchmark(name, options.quick)(Setting(folder, options.seed, not options.no_memory)))
+    content = document(sections, options.seed, shlex.join(["python", "-m", "bench", *given]), load)
+    print(content)
+    whole = chosen == list(NAMES) and not options.quick and not options.no_memory
+    target: Path | None = options.output or (DOCUMENT if whole else None)
+    if target is not None:
+        with replacing(target) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+        say(f"written to {target}")
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m bench", description="Measures ours against named alternatives.")
+    parser.add_argument("benchmarks", nargs="*", metavar="benchmark", help=f"any of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes and an untrained model: for trying the code")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process per number")
+    parser.add_argument("--seed", type=int, default=0, help="seed of problems, weights and lengths")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument(
+        "--output", type=Path, help=f"file to write; default: {DOCUMENT.relative_to(ROOT)} for a whole run, else none"
+    )
+    options = parser.parse_args(given)
+    unknown = [name for name in options.benchmarks if name not in NAMES]
+    if unknown:
+        parser.error(f"got benchmark {unknown[0]!r}, expected {', '.join(NAMES)}")
+    return options
+
+
+def _benchmark(name: str, quick: bool) -> "Callable[[Setting], Section]":
+    from bench import extraction, grpo_step, sampling, sweep
+
+    def run(setting: "Setting") -> "Section":
+        if name == "sampling":
+            return sampling.run(setting, sampling.QUICK if quick else sampling.FULL)
+        if name == "grpo":
+            return grpo_step.run(setting, grpo_step.QUICK if quick else grpo_step.FULL)
+        if name == "extraction":
+            return extraction.run(setting, extraction.QUICK if quick else extraction.FULL)
+        return sweep.run(setting, sweep.QUICK if quick else sweep.FULL)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

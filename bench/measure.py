@@ -1,0 +1,100 @@
+"""Measures ways of doing the same work: time in turns (A B A B), peak memory in a fresh process each."""
+
+import gc
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Way = Callable[[], float]
+"""One way of doing the work: does all of it and returns how much that was (tokens, or 1.0 where only the time counts)."""
+
+
+class DifferentResultsError(AssertionError):
+    """Two ways that are timed against each other do not give the same result, so their times mean nothing."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Wall and CPU seconds of each repetition, and the work done in it. CPU seconds are those of this process, all threads."""
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+    work: tuple[float, ...]
+
+    def per_second(self) -> tuple[float, ...]:
+        """Work per wall second of each repetition."""
+        return tuple(work / seconds for work, seconds in zip(self.work, self.wall, strict=True))
+
+    def per_cpu_second(self) -> tuple[float, ...]:
+        """Work per CPU second of each repetition."""
+        return tuple(work / seconds for work, seconds in zip(self.work, self.cpu, strict=True))
+
+
+def interleaved(ways: Mapping[str, Way], repetitions: int) -> dict[str, Times]:
+    """Runs each way once to warm up, then all in turns, so that a machine that slows down slows all of them."""
+    for way in ways.values():
+        way()
+    laps: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    for _ in range(repetitions):
+        for name, way in ways.items():
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            work = way()
+            laps[name].append((time.perf_counter() - wall, time.process_time() - cpu, work))
+    return {name: Times(*zip(*rows, strict=True)) for name, rows in laps.items()}
+
+
+def peak_memory(benchmark: str, way: str, sizes: Mapping[str, Any], folder: Path) -> float:
+    """MiB by which doing the work once raises a fresh process's highest memory use over that of loading and preparing.
+
+    `benchmark`, `way`, `sizes` and the model `folder` are handed to `bench.peak`.
+    """
+    arguments = json.dumps(
+        {"benchmark": benchmark, "way": way, "sizes": sizes, "folder": str(folder), "threads": torch.get_num_threads()}
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.peak", arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {benchmark}, {way} failed:\n{done.stderr}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def highest_memory() -> float:
+    """The most memory this process has used, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux hands ru_maxrss on to child processes: a small child of a large parent would show the parent's peak.
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def require_close(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> float:
+    """The largest difference as a share of the largest value of theirs. Raises DifferentResultsError above `tolerance`."""
+    if ours.shape != theirs.shape:
+        raise DifferentResultsError(f"{what}: ours has shape {tuple(ours.shape)}, the alternative's {tuple(theirs.shape)}")
+    difference = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30))
+    if not difference <= tolerance:
+        raise DifferentResultsError(
+            f"{what}: ours differs from the alternative's by {difference:.1e}, expected {tolerance:.0e}"
+        )
+    return difference
+
+
+def require_same_tokens(what: str, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> None:
+    """Raises DifferentResultsError, naming the first row that differs."""
+    for row, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if list(our) != list(their):
+            raise DifferentResultsError(f"{what}: row {row} is {list(our)}, the alternative's {list(their)}")

@@ -1,0 +1,28 @@
+"""What every benchmark is handed: the embedded model, the seed, and whether memory is measured too."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from steerlift.training.checkpoints import save_checkpoint
+from steerlift.training.embedded import EmbeddedRecipe, embedded_base, embedded_model, embedded_tokenizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`folder` holds the embedded base model, an ordinary Hugging Face folder."""
+
+    folder: Path
+    seed: int
+    memory: bool
+
+
+def trained_model() -> Path:
+    """The embedded base model of the demo: from its cache, or trained now."""
+    return embedded_base(EmbeddedRecipe())
+
+
+def untrained_model(folder: Path) -> Path:
+    """The same model before its training, saved in `folder`: for trials, which should wait for nothing."""
+    recipe = EmbeddedRecipe()
+    tokenizer = embedded_tokenizer(recipe)
+    return save_checkpoint(folder, embedded_model(recipe, tokenizer), tokenizer)

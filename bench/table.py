@@ -1,0 +1,178 @@
+"""What was measured as rows and sections, and docs/performance.md written from them."""
+
+import os
+import platform
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import torch
+
+from bench.measure import Times
+from steerlift.records.provenance import provenance
+
+Better = Literal["more", "less"]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The ratio that was aimed at: at least, or at most."""
+
+    bound: float
+    direction: Literal["at least", "at most"] = "at least"
+
+    def judge(self, ratio: float) -> str:
+        """The aim in words, and whether `ratio` meets it."""
+        met = ratio >= self.bound if self.direction == "at least" else ratio <= self.bound
+        return f"{self.direction} {self.bound:g}: {'met' if met else 'MISSED'}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a value per repetition of ours and of the alternative, the i-th measured right after another.
+
+    `ratios` and `cpu_ratios` say how many times better ours is, or, where the alternative does less than ours (a bare
+    forward pass), how many times its time ours takes (`is_cost`).
+    """
+
+    measured: str
+    unit: str
+    alternative_name: str
+    ours: tuple[float, ...]
+    alternative: tuple[float, ...]
+    ratios: tuple[float, ...]
+    cpu_ratios: tuple[float, ...] = ()
+    is_cost: bool = False
+    aim: Aim | None = None
+
+    def cells(self) -> list[str]:
+        """The cells of the table's line, in the order of HEADINGS."""
+        cost = " of its time" if self.is_cost else ""
+        return [
+            self.measured,
+            f"{_spread(self.ours)} {self.unit}",
+            f"{self.alternative_name}: {_spread(self.alternative)} {self.unit}",
+            f"**{_spread(self.ratios, 'x')}**{cost}",
+            _spread(self.cpu_ratios, "x") if self.cpu_ratios else "-",
+            self.aim.judge(median(self.ratios)) if self.aim else "-",
+        ]
+
+
+HEADINGS = ("measured", "ours", "alternative", "ratio", "in CPU seconds", "aim")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One benchmark: paragraphs on what was measured, and how it was made sure that both sides give the same result."""
+
+    title: str
+    text: Sequence[str]
+    agreement: str
+    rows: Sequence[Row]
+
+
+def time_row(measured: str, ours: Times, name: str, alternative: Times, aim: Aim | None = None, is_cost: bool = False) -> Row:
+    """Seconds of the same work; ratios are alternative / ours, or ours / alternative for a cost."""
+    return Row(
+        measured,
+        "s",
+        name,
+        ours.wall,
+        alternative.wall,
+        _ratios(ours.wall, alternative.wall, "more" if is_cost else "less"),
+        _ratios(ours.cpu, alternative.cpu, "more" if is_cost else "less"),
+        is_cost,
+        aim,
+    )
+
+
+def rate_row(measured: str, unit: str, ours: Times, name: str, alternative: Times, aim: Aim | None = None) -> Row:
+    """Work per second; ratios are ours / alternative."""
+    our_rates, their_rates = ours.per_second(), alternative.per_second()
+    cpu_ratios = _ratios(ours.per_cpu_second(), alternative.per_cpu_second(), "more")
+    return Row(measured, unit, name, our_rates, their_rates, _ratios(our_rates, their_rates, "more"), cpu_ratios, aim=aim)
+
+
+def memory_row(measured: str, ours: float, name: str, alternative: float) -> Row:
+    """Peak MiB, measured once each; the ratio is alternative / ours."""
+    return Row(measured, "MiB", name, (ours,), (alternative,), _ratios((ours,), (alternative,), "less"))
+
+
+def _ratios(ours: Sequence[float], alternative: Sequence[float], better: Better) -> tuple[float, ...]:
+    pairs = zip(ours, alternative, strict=True)
+    return tuple(our / their if better == "more" else their / our for our, their in pairs)
+
+
+def _spread(values: Sequence[float], suffix: str = "") -> str:
+    """Median and, of several values, the least and the largest."""
+    if len(values) == 1:
+        return _number(values[0]) + suffix
+    return f"{_number(median(values))}{suffix} ({_number(min(values))} – {_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and no exponent."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+_HOW_TO_READ = (
+    "Written by `{command}`; do not edit. Ours against a named alternative that does the same work, both measured in one run "
+    "of one process, in turns (ours, alternative, ours, alternative, ...), after one turn to warm up. A cell shows the median "
+    "and, in brackets, the least and the largest of all turns. `ratio` is taken turn by turn and says how many times better "
+    "ours is in wall time (seconds and MiB: alternative / ours; tokens per second: ours / alternative) or, against a bare "
+    "forward pass, which does less than ours, how many times its time ours takes. Peak memory is that of a fresh process "
+    "above what it had used once everything was loaded and prepared. All of it ran on the CPU in float32; rows that need a "
+    "GPU are not here."
+)
+
+
+def document(sections: Sequence[Section], seed: int, command: str, load: float | None) -> str:
+    """The whole of docs/performance.md."""
+    lines = [
+        "# Performance",
+        "",
+        *_paragraphs(_HOW_TO_READ.format(command=command)),
+        _line(HEADINGS),
+        _line(["---"] * len(HEADINGS)),
+        *(_line(row.cells()) for section in sections for row in section.rows),
+        "",
+    ]
+    for section in sections:
+        lines += [f"## {section.title}", "", *_paragraphs(*section.text, f"Same results: {section.agreement}")]
+    return "\n".join([*lines, "## Machine and versions", "", *_machine(seed, command, load)]) + "\n"
+
+
+def _paragraphs(*texts: str) -> list[str]:
+    """Wrapped lines, an empty one after each text."""
+    return [line for text in texts for line in (*textwrap.wrap(text, 120, break_on_hyphens=False), "")]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _machine(seed: int, command: str, load: float | None) -> list[str]:
+    origin = provenance(seed=seed)
+    names = {**origin["libraries"], "trl": version("trl"), "steerlift": origin["steerlift"], "Python": origin["python"]}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    busy = "" if load is None else f"; load average of the minute before the start {load:.1f}"
+    return [
+        f"- machine: {_cpu_model()}, {cores} cores, {torch.get_num_threads()} of them used ({origin['machine']}){busy}",
+        f"- date: {origin['date']}",
+        f"- seed: {seed}",
+        f"- versions: {', '.join(f'{name} {found}' for name, found in names.items())}",
+        f"- command: `{command}`",
+    ]
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
