@@ -95,8 +95,8 @@ def run(setting: Setting, cases: tuple[Sizes, ...]) -> Section:
             rows.append(memory_row(f"GRPO, {sizes.name}: peak memory of loss and backward", peaks[0], _trl_name(), peaks[1]))
     loss, gradient = (max(values) for values in zip(*differences, strict=True))
     agreement = (
-        f"losses differ by at most {loss:.0e} and gradients by at most {gradient:.0e} of their largest value, over all parameters "
-        "of every model and with half of the groups without signal too (checked in this run; more than "
+        f"losses differ by at most {loss:.0e} and gradients by at most {gradient:.0e} of their largest value, over all "
+        "parameters of every model and with half of the groups without signal too (checked in this run; more than "
         f"{LOSS_TOLERANCE:.0e} or {GRADIENT_TOLERANCE:.0e} would stop it)."
     )
     return Section("GRPO step", _text(cases), agreement, rows)
@@ -218,13 +218,16 @@ def trl_trainer(model: Model, sizes: Sizes, folder: Path) -> Any:
             scale_rewards="none",
             beta=0.0,
         )
-        return GRPOTrainer(
+        trainer = GRPOTrainer(
             model=model,
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=config,
             train_dataset=Dataset.from_list([{"prompt": "never sampled"}]),
             processing_class=load_tokenizer(str(folder)),
         )
+    # Its train() sets this before the first step.
+    trainer.current_gradient_accumulation_steps = sizes.problems
+    return trainer
 
 
 def trl_inputs(step: Step) -> Iterator[dict[str, Tensor]]:

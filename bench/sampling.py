@@ -62,13 +62,14 @@ _AGREEMENT = "at temperature 0 both give the same tokens for every prompt (check
 def _text(sizes: Sizes, ours: Times, best: str, best_times: Times, other: str, other_times: Times) -> list[str]:
     rows = sizes.prompts * sizes.completions
     per_row = [median(times.work) / rows for times in (ours, best_times)]
+    best_rate, other_rate = (median(times.per_second()) for times in (best_times, other_times))
     return [
-        f"The embedded model answers {sizes.prompts} test problems {sizes.completions} times each, {rows} rows in one batch, at "
-        f"temperature {TEMPERATURE:g} over the whole vocabulary, at most {sizes.length} new tokens. Sampled tokens count, the end "
-        f"token included, padding does not ({per_row[0]:.1f} tokens a completion for ours, {per_row[1]:.1f} for generate). Both "
-        "put out texts; ours also puts out logprobs and draws each row's random numbers from a seed of its own. generate got "
-        f"top_k=0 and top_p=1 and was asked in two ways: {best} {median(best_times.per_second()):,.0f} tokens/s (in the table), "
-        f"{other} {median(other_times.per_second()):,.0f} tokens/s."
+        f"The embedded model answers {sizes.prompts} test problems {sizes.completions} times each, {rows} rows in one batch, "
+        f"at temperature {TEMPERATURE:g} over the whole vocabulary, at most {sizes.length} new tokens. Sampled tokens count, "
+        f"the end token included, padding does not ({per_row[0]:.1f} tokens a completion for ours, {per_row[1]:.1f} for "
+        "generate). Both put out texts; ours also puts out logprobs and draws each row's random numbers from a seed of its "
+        f"own. generate got top_k=0 and top_p=1 and was asked in two ways: {best} {best_rate:,.0f} tokens/s (in the table), "
+        f"{other} {other_rate:,.0f} tokens/s."
     ]
 
 

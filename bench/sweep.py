@@ -74,13 +74,14 @@ def run(setting: Setting, sizes: Sizes) -> Section:
 
 
 def _text(sizes: Sizes, lengths: dict[str, float]) -> str:
+    weights = ", ".join(map(str, sizes.weights))
     return (
-        f"The embedded model answers {sizes.problems} test problems {sizes.completions} times each, as it is and steered at the "
-        f"weights {', '.join(map(str, sizes.weights))}, at temperature 1 and with at most {sizes.length} new tokens. The vectors "
-        f"are random and {_VECTOR_NORM:.0%} of the residual stream's norm long. Both ways load the model from disk and grade all "
-        "completions with the same grader (whose worker processes are not in the CPU seconds). Ours answers everything by one "
-        "call of rollouts(), a weight per row. The original's procedure loads the model again for every weight, registers hooks "
-        f"and runs generate with num_return_sequences={sizes.completions} and top_k=0 on one problem after the other. Tokens a "
+        f"The embedded model answers {sizes.problems} test problems {sizes.completions} times each, as it is and steered at "
+        f"the weights {weights}, at temperature 1 and with at most {sizes.length} new tokens. The vectors are random and "
+        f"{_VECTOR_NORM:.0%} of the residual stream's norm long. Both ways load the model from disk and grade all completions "
+        "with the same grader (whose worker processes are not in the CPU seconds). Ours answers everything by one call of "
+        "rollouts(), a weight per row. The original's procedure loads the model again for every weight, registers hooks and "
+        f"runs generate with num_return_sequences={sizes.completions} and top_k=0 on one problem after the other. Tokens a "
         f"completion: {lengths['ours']:.1f} for ours, {lengths[ALTERNATIVE]:.1f} for the original's procedure."
     )
 

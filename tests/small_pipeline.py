@@ -4,6 +4,7 @@ Every answer is 7. The base says 7 or 3, half of the time without the tags aroun
 always says 7 and keeps the format. So scores, rewards, gaps and vectors are all there, without a pre-trained model.
 """
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -38,10 +39,12 @@ def tokenizer() -> Any:
 @cache
 def trained(kind: str) -> Any:
     """`base` or `finetuned`; the callers share it, so none of them may change it."""
-    model = embedded_model(RECIPE, tokenizer())
-    _train(model, 50, [GOOD, WRONG, UNTAGGED, WRONG])
     if kind == "finetuned":
+        model = copy.deepcopy(trained("base"))
         _train(model, 15, [GOOD])
+    else:
+        model = embedded_model(RECIPE, tokenizer())
+        _train(model, 50, [GOOD, WRONG, UNTAGGED, WRONG])
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from steerlift.commands.cores import share_cores
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.extraction.config import ExtractConfig
@@ -71,6 +72,9 @@ _VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
+_COMPUTING = (_train, _extract, _evaluate, _demo)
+
+
 def main() -> int:
     """`steerlift <verb> ...`: the console command. Returns the exit code."""
     return _guarded(lambda: _dispatch(sys.argv[1:]))
@@ -78,8 +82,8 @@ def main() -> int:
 
 def run_verb(verb: str) -> int:
     """One verb with its options from the command line, for the scripts named as in the original."""
-    config_type, run = _VERBS[verb]
-    return _guarded(lambda: run(tyro.cli(config_type)))
+    config_type, _ = _VERBS[verb]
+    return _guarded(lambda: _run(tyro.cli(config_type)))
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -87,8 +91,14 @@ def _dispatch(arguments: Sequence[str]) -> None:
     for verb, (config_type, _) in _VERBS.items():
         annotated = Annotated[config_type, tyro.conf.subcommand(verb)]  # type: ignore[valid-type]
         subcommands = annotated if subcommands is None else subcommands | annotated
-    config = tyro.cli(tyro.conf.OmitArgPrefixes[subcommands], prog="steerlift", args=arguments)
+    config = tyro.cli(subcommands, prog="steerlift", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    _run(config)
+
+
+def _run(config: object) -> None:
     run = next(run for config_type, run in _VERBS.values() if isinstance(config, config_type))
+    if run in _COMPUTING:
+        share_cores()
     run(config)
 
 

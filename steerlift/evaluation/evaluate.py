@@ -17,7 +17,16 @@ from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import Sampler, SamplingOptions
 from steerlift.steering.apply import check_fit
-from steerlift.steering.models import Model, Tokenizer, choose_device, choose_dtype, decoder_layers, load_model, load_tokenizer
+from steerlift.steering.models import (
+    Model,
+    Tokenizer,
+    checked_name,
+    choose_device,
+    choose_dtype,
+    decoder_layers,
+    load_model,
+    load_tokenizer,
+)
 from steerlift.steering.vectors import SteeringVectors
 
 BASE, FINETUNED, STEERED, RANDOM = "base", "finetuned", "steered", "random"
@@ -25,9 +34,11 @@ BASE, FINETUNED, STEERED, RANDOM = "base", "finetuned", "steered", "random"
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not in the completions file yet and writes the results. Returns the content of the results file."""
+    for name in (config.base_model_name, config.finetuned_checkpoint):
+        checked_name(name)
+    vectors = SteeringVectors.load(config.steering_vectors_path)
     test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
     dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
-    vectors = SteeringVectors.load(config.steering_vectors_path)
     book = Gradebook.open(completions_path(config.output_path), _settings(config, [*test, *dev]), config.overwrite)
     say(f"evaluating on {len(test)} {config.split} problems of {config.problems}; completions go to {book.journal.path}")
     options = SamplingOptions(config.temperature, config.max_completion_length)

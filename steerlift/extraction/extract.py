@@ -1,4 +1,4 @@
-"""`steerlift extract`: the same token ids through both models, one model in memory at a time, and the difference of their means."""
+"""`steerlift extract`: the same token ids through both models, one in memory at a time, and the difference of their means."""
 
 import gc
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from steerlift.records.types import GradedProblem, Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
 from steerlift.sampling.sampler import SamplingOptions
-from steerlift.steering.models import Model, architecture, choose_device, choose_dtype, load_model, load_tokenizer
+from steerlift.steering.models import Model, architecture, checked_name, choose_device, choose_dtype, load_model, load_tokenizer
 from steerlift.steering.vectors import SteeringVectors
 
 
@@ -33,6 +33,8 @@ class Extraction:
 
 def extract(config: ExtractConfig) -> Extraction:
     """Writes the vectors, their norms and the completions that were averaged. Returns them."""
+    for name in (config.base_model_name, config.finetuned_checkpoint):
+        checked_name(name)
     problems = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir)[: config.max_examples]
     say(f"extracting from {len(problems)} training problems of {config.problems}, {config.tokens} tokens")
     # The fine-tuned model first: it writes the completions that both then read.

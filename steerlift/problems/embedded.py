@@ -23,6 +23,9 @@ Mix = Mapping[str, float]
 LIMITS = (4, 6, 8, 10, 12)
 """A problem of level L has operands up to LIMITS[L - 1], and one above LIMITS[L - 2]."""
 
+SKIPPED = "guess"
+"""What stands where the steps would be when they are skipped."""
+
 LARGEST = 99
 """Every number in a problem and its steps is 0 to 99, one token each."""
 
@@ -89,7 +92,7 @@ def noisy_solution(problem: Problem, rng: random.Random, style: Style) -> str:
     """A solution of an embedded problem as an imperfect author writes it.
 
     `good` is the worked solution; `careless` has one slip in a step, carried on into a wrong answer; `skipped` leaves the
-    steps out and guesses near the answer; `untagged` has the right steps without all four tags.
+    steps out, says so and guesses near the answer; `untagged` has the right steps without all four tags.
     """
     if style == "good":
         return problem.solution
@@ -100,7 +103,7 @@ def noisy_solution(problem: Problem, rng: random.Random, style: Style) -> str:
         return _tagged(*_careless(steps, rng))
     if style == "skipped":
         answer = int(problem.answer)
-        return _tagged("", rng.randint(max(0, answer - _GUESS_SPREAD), min(LARGEST, answer + _GUESS_SPREAD)))
+        return _tagged(SKIPPED, rng.randint(max(0, answer - _GUESS_SPREAD), min(LARGEST, answer + _GUESS_SPREAD)))
     if style == "untagged":
         worked = "; ".join(f"{left}{operator}{right}={result}" for left, operator, right, result in steps)
         forms = ("{0}", "<think>{0}</think>{1}", "{0}<answer>{1}</answer>", "<think>{0}<answer>{1}</answer>")

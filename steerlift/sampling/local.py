@@ -69,7 +69,7 @@ class LocalSampler:
         return results
 
     def _batches(self, requests: Sequence[Request], options: SamplingOptions) -> Iterator[list[tuple[int, Request]]]:
-        """Requests of similar prompt length together (little padding), each batch with at most as many rows as fit in memory."""
+        """Requests of similar prompt length together (little padding), in batches of as many rows as fit in memory."""
         longest = max((len(request.prompt_ids) for request in requests), default=0) + options.max_completion_length
         room = self.batch_rows or rows_that_fit(self.model, longest)
         batch: list[tuple[int, Request]] = []
@@ -194,7 +194,7 @@ def rows_that_fit(model: Model, length: int) -> int:
     per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
     # Growing the cache and dropping rows copy it once; logits exist as scaled, logprobs and cumulative sums in float32.
     per_row = 2 * per_token * length + 4 * 4 * config.vocab_size
-    return max(1, min(MOST_ROWS, memory_budget(model.device) // per_row))
+    return max(1, min(MOST_ROWS, memory_budget(model.device) // int(per_row)))
 
 
 def _new_cache(model: Model) -> DynamicCache:

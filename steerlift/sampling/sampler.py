@@ -10,7 +10,7 @@ from steerlift.records.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How completions are drawn: from the whole softmax at `temperature` (0: greedy), at most `max_completion_length` tokens."""
+    """How to draw: from the whole softmax at `temperature` (0: greedy), at most `max_completion_length` tokens."""
 
     temperature: float = 0.9
     max_completion_length: int = 512

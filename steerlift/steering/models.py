@@ -52,6 +52,20 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     return model.to(device).eval()
 
 
+def checked_name(name: str) -> str:
+    """The hub id or folder that `name` means. Raises MissingInputError for a folder that holds no model.
+
+    Commands call it for every model they will need before they start, so that a slip does not show after hours.
+    """
+    folder = Path(name).expanduser()
+    if not (name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()):
+        return name
+    if not (folder / "config.json").is_file():
+        found = "a folder without config.json" if folder.is_dir() else "no such folder"
+        raise MissingInputError(f"model {name}: {found}; expected a folder with a saved model, or a hub id (owner/name)")
+    return str(folder)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """Loads the tokenizer of a model, padding on the left; the end-of-sequence token pads where there is no other."""
     from transformers import AutoTokenizer
@@ -67,13 +81,8 @@ def _from_pretrained(loader: Any, name: str, **options: Any) -> Any:  # noqa: AN
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours say more, and a bar per file breaks plain logs
-    folder = Path(name).expanduser()
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
-    if looks_like_path and not (folder / "config.json").is_file():
-        found = "a folder without config.json" if folder.is_dir() else "no such folder"
-        raise MissingInputError(f"model {name}: {found}; expected a folder with a saved model, or a hub id (owner/name)")
     try:
-        return loader.from_pretrained(str(folder) if looks_like_path else name, **options)
+        return loader.from_pretrained(checked_name(name), **options)
     except OSError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingInputError(f"model {name} cannot be loaded: {reason}") from error

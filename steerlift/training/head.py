@@ -9,7 +9,8 @@ Shapes: N tokens, H hidden size, V vocabulary, C tokens of a chunk.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +22,12 @@ from steerlift.steering.models import Model, text_config
 # Bytes of one chunk's float32 logits; two such buffers exist at a time.
 _CHUNK_BYTES = 64 * 2**20
 
-ChunkLoss = Callable[[Tensor, slice], Tensor]
-"""Takes logprobs of a chunk, shape (C,), and which of the N tokens they are; returns its summed, weighted loss."""
+
+class ChunkLoss(Protocol):
+    """The loss of some of the tokens."""
+
+    def __call__(self, logprobs_C: Tensor, chunk: slice) -> Tensor:
+        """The summed, weighted loss of a chunk's logprobs, shape (C,); `chunk` says which of the N tokens they are."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def chunked_loss(
 
     Logprobs and entropies are those of softmax(logits / temperature), the policy that was sampled.
     """
-    loss, logprobs_N, entropies_N = _ChunkedLoss.apply(
+    loss, logprobs_N, entropies_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight_VH, head.bias_V, head, targets_N, temperature, chunk_loss
     )
     return loss, logprobs_N, entropies_N
@@ -64,7 +69,7 @@ def chunked_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, temperatu
     weight_VH = head.weight_VH.to(hidden_NH.dtype)
     size = chunk_tokens(len(weight_VH))
     logprobs = []
-    for hidden_CH, targets_C in zip(hidden_NH.split(size), targets_N.split(size), strict=True):
+    for hidden_CH, targets_C in zip(torch.split(hidden_NH, size), torch.split(targets_N, size), strict=True):
         scaled_CV = _logits(hidden_CH, weight_VH, head).div_(temperature)
         logprobs.append(scaled_CV.gather(1, targets_C[:, None]).squeeze(1) - scaled_CV.logsumexp(-1))
     return torch.cat(logprobs)
@@ -101,7 +106,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 hidden_CH = hidden_NH[chunk].to(dtype)
                 scaled_CV = _logits(hidden_CH, weight, head).div_(temperature)
                 loss, logprobs_C, entropies_C, grad_CV = _loss_of_chunk(
-                    scaled_CV, targets_N[chunk], lambda values, at=chunk: chunk_loss(values, at)
+                    scaled_CV, targets_N[chunk], partial(chunk_loss, chunk=chunk)
                 )
                 losses.append(loss)
                 logprobs.append(logprobs_C)
@@ -115,7 +120,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return torch.stack(losses).sum(), logprobs_N, entropies_N
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - see forward
         gradients: _Gradients = ctx.gradients
         # In place: a second copy of the head's gradient would be the peak of the whole step.

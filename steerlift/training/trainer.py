@@ -139,7 +139,7 @@ class Trainer:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._stop_diverged(step, loss, grad_norm)
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)

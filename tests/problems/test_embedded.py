@@ -148,7 +148,7 @@ def test_styles(style, index, seed):
 def test_skipping_is_seldom_right():
     rng = random.Random(0)
     guesses = [
-        noisy_solution(problem, rng, "skipped") == f"<think></think><answer>{problem.answer}</answer>" for problem in ALL
+        noisy_solution(problem, rng, "skipped") == f"<think>guess</think><answer>{problem.answer}</answer>" for problem in ALL
     ]
     assert 0.05 < sum(guesses) / len(ALL) < 0.1
 

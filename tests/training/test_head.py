@@ -32,7 +32,9 @@ def naive_logprobs(hidden: torch.Tensor, head: Head) -> torch.Tensor:
     return (logits / TEMPERATURE).log_softmax(-1)
 
 
-@pytest.mark.parametrize(("bias", "softcap", "scale"), [(False, None, 1.0), (True, None, 0.5), (True, 5.0, 1.0), (False, 3.0, 2.0)])
+@pytest.mark.parametrize(
+    ("bias", "softcap", "scale"), [(False, None, 1.0), (True, None, 0.5), (True, 5.0, 1.0), (False, 3.0, 2.0)]
+)
 def test_loss_and_gradients_equal_all_logits_at_once(bias, softcap, scale):
     head = make_head(bias, softcap, scale)
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
@@ -41,8 +43,8 @@ def test_loss_and_gradients_equal_all_logits_at_once(bias, softcap, scale):
     inputs = [hidden, head.weight_VH, *([head.bias_V] if bias else [])]
 
     # A loss that is not linear in the logprobs, so that its slope matters.
-    def of(logprobs, chunk):
-        return (factors[chunk] * logprobs.exp()).sum()
+    def of(logprobs_C, chunk):
+        return (factors[chunk] * logprobs_C.exp()).sum()
 
     loss, logprobs, entropies = chunked_loss(hidden, head, targets, TEMPERATURE, of)
     ours = torch.autograd.grad(3 * loss, inputs)
@@ -62,7 +64,9 @@ def test_loss_and_gradients_equal_all_logits_at_once(bias, softcap, scale):
 def test_a_frozen_head_gets_no_gradient():
     head = Head(torch.randn(VOCABULARY, HIDDEN))
     hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
-    loss, _, _ = chunked_loss(hidden, head, torch.zeros(TOKENS, dtype=torch.long), 1.0, lambda logprobs, _: logprobs.sum())
+    loss, _, _ = chunked_loss(
+        hidden, head, torch.zeros(TOKENS, dtype=torch.long), 1.0, lambda logprobs_C, chunk: logprobs_C.sum()
+    )
     loss.backward()
     assert hidden.grad is not None
     assert head.weight_VH.grad is None
@@ -100,7 +104,7 @@ if sys.argv[1] == "plain":
 else:
     from steerlift.training.head import Head, chunked_loss
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    chunked_loss(states[chosen], Head(weight), targets[chosen], 1.0, lambda values, _: values.sum())[0].backward()
+    chunked_loss(states[chosen], Head(weight), targets[chosen], 1.0, lambda logprobs_C, chunk: logprobs_C.sum())[0].backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
