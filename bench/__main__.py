@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = untrained_model(Path(scratch) / "base") if options.quick else trained_model()
         for name in chosen:
             say(f"== {name}")
-            sections.append(_benchmark(name, options.quick)(Setting(folder, options.seed, not options.no_memory)))
+            sections.append(_benchmark(name, options.quick)(Setting(folder, options.seed, full=not options.quick)))
     content = document(sections, options.seed, shlex.join(["python", "-m", "bench", *given]), load)
     print(content)
-    whole = chosen == list(NAMES) and not options.quick and not options.no_memory
+    whole = chosen == list(NAMES) and not options.quick
     target: Path | None = options.output or (DOCUMENT if whole else None)
     if target is not None:
         with replacing(target) as temporary:
@@ -55,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench", description="Measures ours against named alternatives.")
     parser.add_argument("benchmarks", nargs="*", metavar="benchmark", help=f"any of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes and an untrained model: for trying the code")
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process per number")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, an untrained model, no memory: to try the code")
     parser.add_argument("--seed", type=int, default=0, help="seed of problems, weights and lengths")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument(

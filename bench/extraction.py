@@ -1,16 +1,16 @@
 """Extraction: mean_activations against a bare forward of the same batches, and against keeping every activation."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.measure import Way, interleaved, peak_memory, require_close
+from bench.measure import OURS, Way, interleaved, peak_memory, require_close
 from bench.setting import Setting
-from bench.table import Aim, Row, Section, memory_row, time_row
+from bench.table import Row, Section, memory_row, time_row
 from steerlift.extraction.activations import TokenSequence, _batches, _tensors, mean_activations
 from steerlift.problems.embedded import embedded_problems
 from steerlift.problems.prompt import encode_prompt
@@ -30,28 +30,28 @@ class Sizes:
     seed: int = 0
 
 
-FULL = (Sizes(200, repetitions=9), Sizes(2000, repetitions=5))
-QUICK = (Sizes(20, repetitions=2), Sizes(60, repetitions=2))
+FULL = (Sizes(200, repetitions=9), Sizes(2000, repetitions=4))
+QUICK = (Sizes(10, repetitions=1), Sizes(30, repetitions=1))
 
 
-def run(setting: Setting, cases: tuple[Sizes, ...]) -> Section:
+def run(setting: Setting, cases: Sequence[Sizes]) -> Section:
     """At each number of problems: time against both alternatives, peak memory against keeping everything."""
     model = load_model(str(setting.folder), torch.device("cpu"), torch.float32)
     rows: list[Row] = []
     differences, counts = [], []
     for case in cases:
-        sizes = Sizes(**{**asdict(case), "seed": setting.seed})
+        sizes = replace(case, seed=setting.seed)
         sequences = worked_sequences(setting.folder, sizes)
         ours = mean_activations(model, sequences, "completion")
         differences.append(require_close("mean activations", ours.state_LH, kept_means(model, sequences), TOLERANCE))
         counts.append(f"{sizes.problems:,} problems: {sum(len(s.ids) for s in sequences):,} tokens, {ours.count:,} averaged")
-        ways: dict[str, Way] = {name: way_of(name, model, sequences) for name in ("ours", BARE, KEPT)}
+        ways: dict[str, Way] = {name: way_of(name, model, sequences) for name in (OURS, BARE, KEPT)}
         times = interleaved(ways, sizes.repetitions)
         name = f"extraction, {sizes.problems:,} problems"
-        rows.append(time_row(f"{name}: time", times["ours"], BARE, times[BARE], Aim(1.15, "at most"), is_cost=True))
-        rows.append(time_row(f"{name}: time", times["ours"], KEPT, times[KEPT]))
-        if setting.memory:
-            peaks = [peak_memory("extraction", way, asdict(sizes), setting.folder) for way in ("ours", KEPT)]
+        rows.append(time_row(f"{name}: time", times[OURS], BARE, times[BARE], setting.aim(1.15, "at most"), is_cost=True))
+        rows.append(time_row(f"{name}: time", times[OURS], KEPT, times[KEPT]))
+        if setting.full:
+            peaks = [peak_memory("extraction", way, asdict(sizes), setting.folder) for way in (OURS, KEPT)]
             rows.append(memory_row(f"{name}: peak memory", peaks[0], KEPT, peaks[1]))
     agreement = (
         f"the means of every layer differ by at most {max(differences):.0e} of their largest value (checked in this run; more "
@@ -69,7 +69,7 @@ _TEXT = (
 
 
 def memory_way(way: str, sizes: Mapping[str, Any], folder: Path) -> Way:
-    """One extraction by `ours` or KEPT, for `bench.peak`."""
+    """One extraction by OURS or KEPT, for `bench.peak`."""
     model = load_model(str(folder), torch.device("cpu"), torch.float32)
     return way_of(way, model, worked_sequences(folder, Sizes(**sizes)))
 
@@ -86,10 +86,10 @@ def worked_sequences(folder: Path, sizes: Sizes) -> list[TokenSequence]:
 
 
 def way_of(name: str, model: Model, sequences: list[TokenSequence]) -> Way:
-    """`ours`, BARE or KEPT as a way to be measured."""
+    """OURS, BARE or KEPT as a way to be measured."""
 
     def once() -> float:
-        if name == "ours":
+        if name == OURS:
             mean_activations(model, sequences, "completion")
         elif name == KEPT:
             kept_means(model, sequences)

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # 64 KiB and more go back at once, and the peak is that of the tensors alive.
 _PLAIN_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
+OURS = "ours"
+
 Way = Callable[[], float]
 """One way of doing the work: does all of it and returns how much that was (tokens, or 1.0 where only the time counts)."""
 
@@ -45,9 +47,9 @@ class Times:
         return tuple(work / seconds for work, seconds in zip(self.work, self.cpu, strict=True))
 
 
-def interleaved(ways: Mapping[str, Way], repetitions: int) -> dict[str, Times]:
-    """Runs each way once to warm up, then all in turns, so that a machine that slows down slows all of them."""
-    for way in ways.values():
+def interleaved(ways: Mapping[str, Way], repetitions: int, warm: bool = False) -> dict[str, Times]:
+    """Runs all ways in turns, so that a machine that slows down slows all of them; once before to warm up, unless `warm`."""
+    for way in () if warm else ways.values():
         way()
     laps: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
     for _ in range(repetitions):

@@ -1,19 +1,24 @@
-"""What every benchmark is handed: the embedded model, the seed, and whether memory is measured too."""
+"""What every benchmark is handed: the embedded model, the seed, and whether this is more than a trial."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.table import Aim, Direction
 from steerlift.training.checkpoints import save_checkpoint
 from steerlift.training.embedded import EmbeddedRecipe, embedded_base, embedded_model, embedded_tokenizer
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`folder` holds the embedded base model, an ordinary Hugging Face folder."""
+    """`folder` holds the embedded base model, an ordinary Hugging Face folder; `full` measures memory and judges the aims."""
 
     folder: Path
     seed: int
-    memory: bool
+    full: bool = True
+
+    def aim(self, bound: float, direction: Direction = "at least") -> Aim | None:
+        """The aim, which only the full sizes can be judged by."""
+        return Aim(bound, direction) if self.full else None
 
 
 def trained_model() -> Path:

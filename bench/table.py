@@ -15,7 +15,8 @@ import torch
 from bench.measure import Times
 from steerlift.records.provenance import provenance
 
-Better = Literal["more", "less"]
+Quotient = Literal["ours / alternative", "alternative / ours"]
+Direction = Literal["at least", "at most"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Aim:
     """The ratio that was aimed at: at least, or at most."""
 
     bound: float
-    direction: Literal["at least", "at most"] = "at least"
+    direction: Direction = "at least"
 
     def judge(self, ratio: float) -> str:
         """The aim in words, and whether `ratio` meets it."""
@@ -77,34 +78,28 @@ class Section:
 
 def time_row(measured: str, ours: Times, name: str, alternative: Times, aim: Aim | None = None, is_cost: bool = False) -> Row:
     """Seconds of the same work; ratios are alternative / ours, or ours / alternative for a cost."""
-    return Row(
-        measured,
-        "s",
-        name,
-        ours.wall,
-        alternative.wall,
-        _ratios(ours.wall, alternative.wall, "more" if is_cost else "less"),
-        _ratios(ours.cpu, alternative.cpu, "more" if is_cost else "less"),
-        is_cost,
-        aim,
-    )
+    quotient: Quotient = "ours / alternative" if is_cost else "alternative / ours"
+    ratios, cpu_ratios = _ratios(ours.wall, alternative.wall, quotient), _ratios(ours.cpu, alternative.cpu, quotient)
+    return Row(measured, "s", name, ours.wall, alternative.wall, ratios, cpu_ratios, is_cost, aim)
 
 
 def rate_row(measured: str, unit: str, ours: Times, name: str, alternative: Times, aim: Aim | None = None) -> Row:
     """Work per second; ratios are ours / alternative."""
-    our_rates, their_rates = ours.per_second(), alternative.per_second()
-    cpu_ratios = _ratios(ours.per_cpu_second(), alternative.per_cpu_second(), "more")
-    return Row(measured, unit, name, our_rates, their_rates, _ratios(our_rates, their_rates, "more"), cpu_ratios, aim=aim)
+    rates, their_rates = ours.per_second(), alternative.per_second()
+    ratios = _ratios(rates, their_rates, "ours / alternative")
+    cpu_ratios = _ratios(ours.per_cpu_second(), alternative.per_cpu_second(), "ours / alternative")
+    return Row(measured, unit, name, rates, their_rates, ratios, cpu_ratios, aim=aim)
 
 
 def memory_row(measured: str, ours: float, name: str, alternative: float) -> Row:
     """Peak MiB, measured once each; the ratio is alternative / ours."""
-    return Row(measured, "MiB", name, (ours,), (alternative,), _ratios((ours,), (alternative,), "less"))
+    ratios = _ratios((ours,), (alternative,), "alternative / ours")
+    return Row(measured, "MiB", name, (ours,), (alternative,), ratios)
 
 
-def _ratios(ours: Sequence[float], alternative: Sequence[float], better: Better) -> tuple[float, ...]:
+def _ratios(ours: Sequence[float], alternative: Sequence[float], quotient: Quotient) -> tuple[float, ...]:
     pairs = zip(ours, alternative, strict=True)
-    return tuple(our / their if better == "more" else their / our for our, their in pairs)
+    return tuple(our / their if quotient == "ours / alternative" else their / our for our, their in pairs)
 
 
 def _spread(values: Sequence[float], suffix: str = "") -> str:
@@ -123,7 +118,7 @@ def _number(value: float) -> str:
 
 _HOW_TO_READ = (
     "Written by `{command}`; do not edit. Ours against a named alternative that does the same work, both measured in one run "
-    "of one process, in turns (ours, alternative, ours, alternative, ...), after one turn to warm up. A cell shows the median "
+    "of one process, in turns (ours, alternative, ours, alternative, ...), after both have run once to warm up. A cell shows the median "
     "and, in brackets, the least and the largest of all turns. `ratio` is taken turn by turn and says how many times better "
     "ours is in wall time (seconds and MiB: alternative / ours; tokens per second: ours / alternative) or, against a bare "
     "forward pass, which does less than ours, how many times its time ours takes. Peak memory is that of a fresh process "

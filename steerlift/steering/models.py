@@ -52,6 +52,13 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     return model.to(device).eval()
 
 
+def hide_bars() -> None:
+    """Turns transformers' own progress bars off: ours say more, and a bar per file breaks plain logs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def checked_name(name: str) -> str:
     """The hub id or folder that `name` means. Raises MissingInputError for a folder that holds no model.
 
@@ -78,9 +85,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _from_pretrained(loader: Any, name: str, **options: Any) -> Any:  # noqa: ANN401 - transformers is untyped
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # ours say more, and a bar per file breaks plain logs
+    hide_bars()
     try:
         return loader.from_pretrained(checked_name(name), **options)
     except OSError as error:

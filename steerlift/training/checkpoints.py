@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from steerlift.records.runs import replacing_folder
-from steerlift.steering.models import Model, Tokenizer
+from steerlift.steering.models import Model, Tokenizer, hide_bars
 
 
 def save_checkpoint(folder: Path, model: Model, tokenizer: Tokenizer) -> Path:
     """Saves model and tokenizer under a temporary name and renames the folder. Returns `folder`."""
+    hide_bars()
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

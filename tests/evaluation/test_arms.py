@@ -97,8 +97,9 @@ def test_what_is_done_loads_no_model(path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("small_writes")
 @pytest.mark.parametrize("times", [0, 1, 4])
-def test_an_interrupted_run_goes_on_where_it_stopped(path, tmp_path, small_writes, times):
+def test_an_interrupted_run_goes_on_where_it_stopped(path, tmp_path, times):
     run(Gradebook.open(tmp_path / "whole.jsonl", SETTINGS, overwrite=False))
     with pytest.raises(KeyboardInterrupt):
         run(Gradebook.open(path, SETTINGS, overwrite=False), lambda: (Dying(times), tokenizer()))
@@ -145,8 +146,7 @@ def test_other_settings_are_refused_by_name_unless_overwritten(path):
     with pytest.raises(InputError) as raised:
         Gradebook.open(path, changed, overwrite=False)
     assert str(raised.value) == (
-        f"{path} holds completions of a run with other settings (seed, vectors); "
-        "name another --output_path or pass --overwrite"
+        f"{path} holds completions of a run with other settings (seed, vectors); name another --output_path or pass --overwrite"
     )
     assert path.read_bytes() == before
     assert Gradebook.open(path, changed, overwrite=True).done == {}

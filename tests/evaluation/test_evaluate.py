@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from steerlift.sampling.rollouts import Task, rollouts
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.vectors import SteeringVectors
 
-METADATA = {"method": "mean_difference", "tokens": "completion"}
+# More entries than one, in an order of their own: a results file must not depend on how safetensors orders them.
+METADATA = {"tokens": "completion", "method": "mean_difference", "seed": "3", "base_model": "b", "problems": "p", "a": "a"}
 
 
 def some_vectors(scale: float = 0.5) -> SteeringVectors:
@@ -165,8 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, lines):
     assert timeless(config.output_path) == timeless(whole.output_path).replace(str(tmp_path / "whole"), str(tmp_path / "out"))
 
 
-def test_a_finished_run_is_only_summed_up_again(config, no_sampling, monkeypatch):
-    monkeypatch.undo()
+def test_a_finished_run_is_only_summed_up_again(config, monkeypatch):
     evaluate(config)
     first = timeless(config.output_path)
     monkeypatch.setattr(evaluate_module, "load_model", None)
@@ -274,7 +275,8 @@ def test_the_same_vectors_written_again_are_the_same_settings(config, tmp_path):
         ({"problems": "./absent.jsonl"}, MissingInputError, "absent.jsonl"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_is_loaded(config, no_sampling, changes, error, message):
+@pytest.mark.usefixtures("no_sampling")
+def test_what_is_missing_is_said_before_anything_is_loaded(config, changes, error, message):
     with pytest.raises(error, match=message) as raised:
         evaluate(replace(config, **changes))
     assert "\n" not in str(raised.value)
@@ -286,7 +288,8 @@ def test_vectors_of_another_size_are_refused_with_both_named(config, tmp_path):
         evaluate(replace(config, steering_vectors_path=tmp_path / "v.json"))
 
 
-def test_a_place_that_cannot_be_written_is_one_line(config, tmp_path, no_sampling):
+@pytest.mark.usefixtures("no_sampling")
+def test_a_place_that_cannot_be_written_is_one_line(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write") as raised:
         evaluate(replace(config, output_path=tmp_path / "file" / "r.json"))
@@ -306,8 +309,6 @@ def test_a_place_that_cannot_be_written_is_one_line(config, tmp_path, no_samplin
         ({"weights": (float("inf"), 1.0)}, "--weights inf"),
         ({"dev_size": -1}, "--dev_size -1"),
         ({"dev_size": 4, "split": "dev"}, "choose and report on the same problems"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"max_completion_length": 0}, "max_completion_length"),
         ({"batch_rows": 0}, "--batch_rows 0"),
         ({"batch_rows": -1}, "--batch_rows -1"),
     ],
@@ -315,6 +316,36 @@ def test_a_place_that_cannot_be_written_is_one_line(config, tmp_path, no_samplin
 def test_impossible_options_are_refused_at_once(config, changes, message):
     with pytest.raises(InputError, match=message):
         replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0, expected 0"),
+        ({"max_completion_length": 0}, "max_completion_length is 0, expected at least 1"),
+        ({"steering_vectors_path": "wider.json"}, "hidden size 48"),
+    ],
+)
+def test_a_slip_put_right_does_not_need_another_output_path(config, tmp_path, wrong, message):
+    SteeringVectors({0: torch.ones(48)}).save(tmp_path / "wider.json")
+    with pytest.raises(InputError, match=message):
+        evaluate(replace(config, **{name: tmp_path / value if "path" in name else value for name, value in wrong.items()}))
+    assert evaluate(config)["base_model"]["num_eval_problems"] == 8
+
+
+def test_one_model_is_in_memory_at_a_time(config, monkeypatch):
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    load_model = evaluate_module.load_model
+
+    def load(*arguments):
+        assert not [model for model in loaded if model() is not None]
+        model = load_model(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(evaluate_module, "load_model", load)
+    evaluate(replace(config, dev_size=4, random_control=True))
+    assert len(loaded) == 2
 
 
 def test_models_that_know_nothing_are_evaluated_and_said_to(config, tmp_path):

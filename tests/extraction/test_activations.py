@@ -20,7 +20,7 @@ def watched(model) -> Iterator[list[list[torch.Tensor]]]:
     seen: list[list[torch.Tensor]] = [[] for _ in range(LAYERS)]
 
     def read(index):
-        def hook(module, inputs, output):
+        def hook(_module, _inputs, output):
             seen[index].append((output if isinstance(output, torch.Tensor) else output[0]).detach().clone())
 
         return hook
@@ -123,7 +123,7 @@ def test_position_zero_counts_only_when_asked(qwen2):
         with pytest.raises(InputError, match=f"found no {tokens} token to average in 1 sequences"):
             mean_activations(qwen2, single, tokens)
     sequences = [TokenSequence(random_prompts(6)[0], 4)]
-    counts = {tokens: [mean_activations(qwen2, sequences, tokens, first).count for first in (True, False)] for tokens in CHOICES}
+    counts = {c: [mean_activations(qwen2, sequences, c, first).count for first in (True, False)] for c in CHOICES}
     assert counts == {"prompt": [4, 3], "last": [1, 1], "completion": [2, 2]}
 
 

@@ -1,10 +1,12 @@
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from small_pipeline import RECIPE, problem_file, saved, tokenizer, trained, untrained
 
+from steerlift.extraction import extract as extract_module
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.extract import extract
 from steerlift.problems.embedded import embedded_problems
@@ -13,6 +15,7 @@ from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.provenance import package_version
 from steerlift.records.runs import Journal
 from steerlift.sampling import rollouts as rollouts_module
+from steerlift.sampling.rollouts import prompt_ids
 from steerlift.steering.models import architecture, decoder_layers
 from steerlift.steering.vectors import SteeringVectors
 from steerlift.training.embedded import EmbeddedRecipe
@@ -42,13 +45,11 @@ def config(folders, tmp_path) -> ExtractConfig:
     )
 
 
-def sampled_ids(path) -> list[tuple[list[int], list[int]]]:
+def sampled_ids(path) -> list[tuple[tuple[int, ...], list[int]]]:
     """Prompt and completion ids of a completions file."""
     rows = Journal(path).read()
     assert all(len(row["completions"]) == 1 for row in rows)
-    return [
-        (tokenizer().encode(row["prompt"], add_special_tokens=False), row["completions"][0]["token_ids"]) for row in rows
-    ]
+    return [(prompt_ids(tokenizer(), row["prompt"]), row["completions"][0]["token_ids"]) for row in rows]
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def test_models_of_two_shapes_are_refused_with_both_named(config, folders):
         ({"output_path": "file/v.json"}, InputError, "cannot write"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_sampled(config, folders, tmp_path, monkeypatch, changes, error, message):
+def test_what_cannot_work_is_refused_at_once(config, folders, tmp_path, monkeypatch, changes, error, message):
     def refuse(*_):
         raise AssertionError("it sampled first")
 
@@ -220,3 +221,16 @@ def test_impossible_numbers_are_refused(config, changes, message):
         replace(config, **changes)
 
 
+def test_one_model_is_in_memory_at_a_time(config, monkeypatch):
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    load_model = extract_module.load_model
+
+    def load(*arguments):
+        assert not [model for model in loaded if model() is not None]
+        model = load_model(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(extract_module, "load_model", load)
+    extract(config)
+    assert len(loaded) == 2

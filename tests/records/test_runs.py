@@ -12,7 +12,7 @@ from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.runs import Journal, read_json, replacing, replacing_folder, write_json
 
 # Line separators of Unicode, which str.splitlines would break at, and everything else that JSON must keep.
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["\u2028", "a\nb", "\r\n", "\x85", "ü"])
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["\u2028", "a\nb", "\r\n", "\x85"])
 rows = st.lists(st.dictionaries(texts, texts | st.integers() | st.none(), max_size=3), max_size=6)
 
 
@@ -27,6 +27,11 @@ def one_line(raised: pytest.ExceptionInfo[BaseException]) -> str:
     message = str(raised.value)
     assert "\n" not in message
     return message
+
+
+def fail_midway(path: Path) -> None:
+    path.write_text("half")
+    raise OSError("midway")
 
 
 def test_a_file_appears_whole_with_the_ending_of_its_name_while_it_is_written(tmp_path):
@@ -56,9 +61,8 @@ def test_permissions_are_those_of_any_new_file(tmp_path, mask):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "x.json"
     write_json(target, {"old": 1})
-    with pytest.raises(RuntimeError, match="midway"), replacing(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("midway")
+    with pytest.raises(OSError, match="midway"), replacing(target) as temporary:
+        fail_midway(temporary)
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_json(target, {"new": object()})
     assert list(tmp_path.iterdir()) == [target]
@@ -69,9 +73,8 @@ def test_a_folder_is_replaced_whole_and_only_when_complete(tmp_path):
     target = tmp_path / "checkpoint"
     with replacing_folder(target) as temporary:
         (temporary / "old").write_text("1")
-    with pytest.raises(RuntimeError, match="midway"), replacing_folder(target) as temporary:
-        (temporary / "half").write_text("2")
-        raise RuntimeError("midway")
+    with pytest.raises(OSError, match="midway"), replacing_folder(target) as temporary:
+        fail_midway(temporary / "half")
     assert [path.name for path in target.iterdir()] == ["old"]
     with replacing_folder(target) as temporary:
         assert temporary.parent == tmp_path

@@ -115,7 +115,9 @@ def test_sampled_frequencies_are_the_softmax():
     with torch.no_grad():
         expected = (model(torch.tensor([prompt])).logits[0, -1] / 2.0).softmax(-1)
     draws = 4000
-    sampled = LocalSampler(model, SpellingTokenizer()).sample([Request(prompt, tuple(range(draws)))], SamplingOptions(2.0, 1))[0]
+    sampled = LocalSampler(model, SpellingTokenizer()).sample([Request(prompt, tuple(range(draws)))], SamplingOptions(2.0, 1))[
+        0
+    ]
     counts = torch.bincount(torch.tensor([c.token_ids[0] for c in sampled]), minlength=97)
     # Five standard errors of a binomial share, for every token.
     bound = 5 * (expected * (1 - expected) / draws).sqrt() + 1e-3

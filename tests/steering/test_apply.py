@@ -124,14 +124,18 @@ def test_everything_is_removed_after_an_error(qwen2):
 
 
 def test_misfits_are_refused_with_both_sides_named(qwen2):
-    with pytest.raises(InputError, match=r"hidden size 32, Qwen2ForCausalLM has 64"), steer(
-        qwen2, SteeringVectors({0: torch.ones(32)}), 1.0
+    with (
+        pytest.raises(InputError, match=r"hidden size 32, Qwen2ForCausalLM has 64"),
+        steer(qwen2, SteeringVectors({0: torch.ones(32)}), 1.0),
     ):
         pass
     with pytest.raises(InputError, match=r"layer 7, Qwen2ForCausalLM has layers 0 to 2"), steer(qwen2, vectors_for(7), 1.0):
         pass
     foreign = SteeringVectors(vectors_for(0).layers, {"architecture": architecture(tiny_model("llama"))})
-    with pytest.raises(InputError, match=r"made for llama, 3 layers.*this model is qwen2, 3 layers"), steer(qwen2, foreign, 1.0):
+    with (
+        pytest.raises(InputError, match=r"made for llama, 3 layers.*this model is qwen2, 3 layers"),
+        steer(qwen2, foreign, 1.0),
+    ):
         pass
     with steer(qwen2, vectors_for(0), [1.0, 2.0]), pytest.raises(InputError, match="2 weights, the batch has 3 rows"):
         qwen2(torch.tensor(random_prompts(4, 4, 4)))

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from steerlift.training.grpo import group_advantages, has_no_signal, token_losses, token_weights
 
-rewards = st.lists(st.lists(st.sampled_from([-0.5, 0.2, 1.2]), min_size=4, max_size=4), min_size=1, max_size=6).map(torch.tensor)
+rewards = st.lists(st.lists(st.sampled_from([-0.5, 0.2, 1.2]), min_size=4, max_size=4), min_size=1, max_size=6).map(
+    torch.tensor
+)
 masks = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(
     lambda lengths: torch.tensor([[1.0] * n + [0.0] * (9 - n) for n in lengths])
 )
