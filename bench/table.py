@@ -110,20 +110,19 @@ def _spread(values: Sequence[float], suffix: str = "") -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, and no exponent."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    """About three significant digits, and no exponent."""
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{decimals}f}"
 
 
 _HOW_TO_READ = (
-    "Written by `{command}`; do not edit. Ours against a named alternative that does the same work, both measured in one run "
-    "of one process, in turns (ours, alternative, ours, alternative, ...), after both have run once to warm up. A cell shows the median "
-    "and, in brackets, the least and the largest of all turns. `ratio` is taken turn by turn and says how many times better "
-    "ours is in wall time (seconds and MiB: alternative / ours; tokens per second: ours / alternative) or, against a bare "
-    "forward pass, which does less than ours, how many times its time ours takes. Peak memory is that of a fresh process "
-    "above what it had used once everything was loaded and prepared. All of it ran on the CPU in float32; rows that need a "
-    "GPU are not here."
+    "Written by `{command}`; do not edit. Ours against a named alternative that does the same work, both measured in one "
+    "run of one process, in turns (ours, alternative, ours, alternative, ...), after both have run once to warm up. A cell "
+    "shows the median and, in brackets, the least and the largest of all turns. `ratio` is taken turn by turn and says how "
+    "many times better ours is in wall time (seconds and MiB: alternative / ours; tokens per second: ours / alternative) or, "
+    "against a bare forward pass, which does less than ours, how many times its time ours takes. Peak memory is that of a "
+    "fresh process above what it had used once everything was loaded and prepared, with malloc told to give freed blocks "
+    "back at once. All of it ran on the CPU in float32; rows that need a GPU are not here."
 )
 
 

@@ -101,12 +101,13 @@ class _ChunkedLoss(torch.autograd.Function):
         losses, logprobs, entropies = [], [], []
         with torch.autocast(device, enabled=False):
             weight = weight_VH.to(dtype)
+            work_CV = torch.empty(min(size, len(hidden_NH)), len(weight), device=hidden_NH.device)
             for start in range(0, len(hidden_NH), size):
                 chunk = slice(start, min(start + size, len(hidden_NH)))
                 hidden_CH = hidden_NH[chunk].to(dtype)
                 scaled_CV = _logits(hidden_CH, weight, head).div_(temperature)
                 loss, logprobs_C, entropies_C, grad_CV = _loss_of_chunk(
-                    scaled_CV, targets_N[chunk], partial(chunk_loss, chunk=chunk)
+                    scaled_CV, work_CV[: len(scaled_CV)], targets_N[chunk], partial(chunk_loss, chunk=chunk)
                 )
                 losses.append(loss)
                 logprobs.append(logprobs_C)
@@ -165,19 +166,22 @@ def _logits(hidden_CH: Tensor, weight_VH: Tensor, head: Head) -> Tensor:
 
 
 def _loss_of_chunk(
-    scaled_CV: Tensor, targets_C: Tensor, chunk_loss: Callable[[Tensor], Tensor]
+    scaled_CV: Tensor, work_CV: Tensor, targets_C: Tensor, chunk_loss: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, logprobs (C,), entropies (C,), and the loss's gradient with respect to the scaled logits (C, V)."""
-    log_total_C = scaled_CV.logsumexp(-1)
+    """Loss, logprobs (C,), entropies (C,), and in `work_CV` the loss's gradient with respect to the scaled logits."""
+    # The softmax by hand: one exponential serves the logprobs, the entropy and the gradient.
+    top_C = scaled_CV.amax(-1)
+    masses_CV = torch.sub(scaled_CV, top_C[:, None], out=work_CV).exp_()
+    total_C = masses_CV.sum(-1)
+    log_total_C = top_C + total_C.log()
     chosen_C = scaled_CV.gather(1, targets_C[:, None]).squeeze(1)
     with torch.enable_grad():
         logprobs_C = (chosen_C - log_total_C).requires_grad_()
         loss = chunk_loss(logprobs_C)
     (slope_C,) = torch.autograd.grad(loss, logprobs_C)
-    probabilities_CV = (scaled_CV - log_total_C[:, None]).exp_()
     # Entropy = log total - mean scaled logit under the softmax; a product per row, so that no third buffer is needed.
-    mean_C = torch.bmm(probabilities_CV[:, None], scaled_CV[:, :, None]).flatten()
+    mean_C = torch.bmm(masses_CV[:, None], scaled_CV[:, :, None]).flatten() / total_C
     # d logprob / d scaled logit = onehot - softmax
-    grad_CV = probabilities_CV.mul_(-slope_C[:, None])
+    grad_CV = masses_CV.mul_(-(slope_C / total_C)[:, None])
     grad_CV.scatter_add_(1, targets_C[:, None], slope_C[:, None])
     return loss.detach(), logprobs_C.detach(), log_total_C - mean_C, grad_CV

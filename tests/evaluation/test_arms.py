@@ -26,7 +26,7 @@ def vectors(scale: float) -> SteeringVectors:
     return SteeringVectors({layer: scale * torch.randn(RECIPE.hidden_size) for layer in range(RECIPE.layers)})
 
 
-def maker(scale: float = 0.5, batch_rows: int | None = None):
+def maker(scale: float = 0.2, batch_rows: int | None = None):
     return lambda: (LocalSampler(trained("base"), tokenizer(), vectors(scale), batch_rows), tokenizer())
 
 

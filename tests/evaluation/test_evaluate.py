@@ -27,7 +27,7 @@ from steerlift.steering.vectors import SteeringVectors
 METADATA = {"tokens": "completion", "method": "mean_difference", "seed": "3", "base_model": "b", "problems": "p", "a": "a"}
 
 
-def some_vectors(scale: float = 0.5) -> SteeringVectors:
+def some_vectors(scale: float = 0.2) -> SteeringVectors:
     torch.manual_seed(1)
     layers = {layer: scale * torch.randn(RECIPE.hidden_size) for layer in range(RECIPE.layers)}
     return SteeringVectors(layers, METADATA)
@@ -152,13 +152,12 @@ def test_a_zero_vector_is_the_base_completion_by_completion(config, tmp_path):
     assert results["base_with_steering"]["1.0"]["examples"] == results["base_model"]["examples"]
 
 
-@pytest.mark.parametrize("lines", [0, 1, 7, 30])
+@pytest.mark.parametrize("lines", [0, 7, 30])
 def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, lines):
     whole = replace(config, output_path=tmp_path / "whole" / "r.json")
     evaluate(whole)
     complete = completions_path(whole.output_path).read_bytes()
-    evaluate(config)
-    config.output_path.unlink()
+    config.output_path.parent.mkdir()
     kept = complete.splitlines(keepends=True)
     # Killed in the middle of a line.
     completions_path(config.output_path).write_bytes(b"".join(kept[:lines]) + kept[lines][:-20])

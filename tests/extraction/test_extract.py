@@ -1,3 +1,4 @@
+import gc
 import json
 import weakref
 from dataclasses import replace
@@ -9,7 +10,7 @@ from small_pipeline import RECIPE, problem_file, saved, tokenizer, trained, untr
 from steerlift.extraction import extract as extract_module
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.extract import extract
-from steerlift.problems.embedded import embedded_problems
+from steerlift.problems.load import load_problems
 from steerlift.problems.prompt import encode_prompt
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.provenance import package_version
@@ -26,10 +27,19 @@ OTHER = EmbeddedRecipe(hidden_size=48, layers=2, vocabulary=RECIPE.vocabulary)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """Saved models: a base, its fine-tuned sibling, and one of another shape."""
+    """Saved models (a base, its fine-tuned sibling, and one of another shape), and the file of problems."""
     root = tmp_path_factory.mktemp("models")
     models = {"base": trained("base"), "finetuned": trained("finetuned"), "wider": untrained(hidden_size=OTHER.hidden_size)}
-    return {name: saved(root / name, model) for name, model in models.items()}
+    return {**{name: saved(root / name, model) for name, model in models.items()}, "problems": problem_file(root)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection():
+    """extract() collects garbage before it loads a model: of what it made itself, not of all that pytest has imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def config(folders, tmp_path) -> ExtractConfig:
         base_model_name=folders["base"],
         finetuned_checkpoint=folders["finetuned"],
         output_path=tmp_path / "out" / "v.safetensors",
-        problems="embedded",
+        problems=folders["problems"],
         train_size=COUNT,
         max_completion_length=12,
         seed=3,
@@ -84,7 +94,7 @@ def test_the_files_say_what_was_averaged(config, folders):
         "method": "mean_difference",
         "tokens": "completion",
         "tokens_averaged": str(sum(len(completion) for _, completion in pairs)),
-        "problems": f"{COUNT} of embedded, train",
+        "problems": f"{COUNT} of {folders['problems']}, train",
         "seed": "3",
         "steerlift": package_version(),
     }
@@ -116,7 +126,7 @@ def test_vectors_are_the_naive_difference_of_means(config, options, chosen):
     if options["tokens"] == "completion":
         pairs = sampled_ids(config.output_path.with_name("v.completions.jsonl"))
     else:
-        pairs = [(encode_prompt(tokenizer(), p.problem), []) for p in embedded_problems("train", COUNT, 3)]
+        pairs = [(encode_prompt(tokenizer(), p.problem), []) for p in load_problems(config.problems, "train", COUNT, 3)]
         assert not config.output_path.with_name("v.completions.jsonl").exists()
     expected = naive_means("finetuned", pairs, chosen) - naive_means("base", pairs, chosen)
     assert float(expected.norm()) > 0.1
@@ -127,14 +137,15 @@ def test_vectors_are_the_naive_difference_of_means(config, options, chosen):
 def test_the_completions_are_those_of_the_finetuned_model(config):
     extract(config)
     rows = Journal(config.output_path.with_name("v.completions.jsonl")).read()
-    assert [row["problem"]["problem"] for row in rows] == [p.problem for p in embedded_problems("train", COUNT, 3)]
+    assert [row["problem"]["problem"] for row in rows] == [p.problem for p in load_problems(config.problems, "train", COUNT, 3)]
     # Nearly always its one answer, where the base has three.
     assert sum(row["completions"][0]["text"].endswith("<answer>7</answer>") for row in rows) > COUNT / 2
 
 
 def test_json_has_the_originals_shape(config):
     path = config.output_path.with_suffix(".json")
-    vectors = extract(replace(config, output_path=path, problems=problem_file(path.parent.parent))).vectors
+    vectors = extract(replace(config, output_path=path, problems="embedded")).vectors
+    assert vectors.metadata["problems"] == f"{COUNT} of embedded, train"
     content = json.loads(path.read_text())
     assert list(content) == ["0", "1"]
     assert all(isinstance(x, float) for layer in content.values() for x in layer)
@@ -168,9 +179,9 @@ def test_the_same_seed_gives_the_same_vectors_and_another_does_not(config):
 
 def test_max_examples_takes_the_first_of_the_problems(config):
     few = extract(replace(config, max_examples=5))
-    assert few.vectors.metadata["problems"] == "5 of embedded, train"
+    assert few.vectors.metadata["problems"] == f"5 of {config.problems}, train"
     rows = Journal(config.output_path.with_name("v.completions.jsonl")).read()
-    assert [row["problem"]["problem"] for row in rows] == [p.problem for p in embedded_problems("train", 5, 3)]
+    assert [row["problem"]["problem"] for row in rows] == [p.problem for p in load_problems(config.problems, "train", 5, 3)]
 
 
 def test_models_of_two_shapes_are_refused_with_both_named(config, folders):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from steerlift.records.errors import InputError
 from steerlift.training import head as head_module
 from steerlift.training.head import Head, chunk_tokens, chunked_logprobs, chunked_loss, head_of
 
+ROOT = Path(__file__).parents[2]
 TOKENS, HIDDEN, VOCABULARY, TEMPERATURE = 150, 24, 211, 0.9
 
 
@@ -89,7 +91,8 @@ def test_a_head_that_is_not_linear_is_refused():
 
 
 _PEAK = """
-import resource, sys, torch
+import sys, torch
+from bench.measure import highest_memory
 torch.set_num_threads(1)
 rows, tokens, valid, hidden, vocabulary = 8, 128, 404, 256, 151_936
 states = torch.randn(rows * tokens, hidden, requires_grad=True)
@@ -97,21 +100,23 @@ weight = (torch.randn(vocabulary, hidden) * 0.02).requires_grad_()
 targets = torch.randint(0, vocabulary, (rows * tokens,))
 chosen = torch.randperm(rows * tokens)[:valid]
 mask = torch.zeros(rows * tokens).index_fill(0, chosen, 1.0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[1] == "plain":
+    before = highest_memory()
     logprobs = (states @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     (logprobs * mask).sum().backward()
 else:
     from steerlift.training.head import Head, chunked_loss
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = highest_memory()
     chunked_loss(states[chosen], Head(weight), targets[chosen], 1.0, lambda logprobs_C, chunk: logprobs_C.sum())[0].backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(highest_memory() - before)
 """
 
 
 def test_peak_memory_at_a_vocabulary_of_150k_is_at_most_half_of_plain_logits():
     peaks = {
-        kind: int(subprocess.run([sys.executable, "-c", _PEAK, kind], capture_output=True, text=True, check=True).stdout)
+        kind: float(
+            subprocess.run([sys.executable, "-c", _PEAK, kind], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        )
         for kind in ("plain", "chunked")
     }
     assert peaks["chunked"] <= peaks["plain"] / 2, peaks
