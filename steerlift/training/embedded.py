@@ -42,7 +42,7 @@ class EmbeddedRecipe:
     """Everything that the embedded base model depends on; its hash names the cached model."""
 
     seed: int = 0
-    steps: int = 1000
+    steps: int = 1200
     batch: int = 32
     learning_rate: float = 2e-3
     clean_share: float = 0.75

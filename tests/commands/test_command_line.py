@@ -62,8 +62,9 @@ AFTER_PARSING = {
 }
 no_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: it would start")
 VERBS = [pytest.param(verb, marks=no_vllm if verb == "serve" else ()) for verb in SCRIPTS]
-# The others import torch first and take seconds; the test after it runs them in this process.
-AS_PROCESS = [*VERBS[:2], *(pytest.param(verb, marks=pytest.mark.e2e) for verb in ("extract", "evaluate")), VERBS[4]]
+# These import torch first and take seconds as processes; the test after it runs them in this one.
+SLOW = ("train", "extract", "evaluate")
+AS_PROCESS = [pytest.param(verb, marks=pytest.mark.e2e) if verb in SLOW else VERBS[i] for i, verb in enumerate(SCRIPTS)]
 
 
 def arguments(verb: str, dash: str) -> list[str]:
