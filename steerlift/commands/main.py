@@ -3,6 +3,8 @@
 The rooms that do the work are imported only once the options have been read, so `--help` imports no torch.
 """
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -83,7 +85,7 @@ def main() -> int:
 def run_verb(verb: str) -> int:
     """One verb with its options from the command line, for the scripts named as in the original."""
     config_type, _ = _VERBS[verb]
-    return _guarded(lambda: _run(tyro.cli(config_type)))
+    return _guarded(lambda: _run(_parse(config_type, sys.argv[1:])))
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -91,8 +93,26 @@ def _dispatch(arguments: Sequence[str]) -> None:
     for verb, (config_type, _) in _VERBS.items():
         annotated = Annotated[config_type, tyro.conf.subcommand(verb)]  # type: ignore[valid-type]
         subcommands = annotated if subcommands is None else subcommands | annotated
-    config = tyro.cli(subcommands, prog="steerlift", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
-    _run(config)
+    _run(_parse(subcommands, arguments, prog="steerlift"))
+
+
+def _parse(options: Any, arguments: Sequence[str], prog: str | None = None) -> Any:  # noqa: ANN401 - tyro's own types
+    """The config of the command line. A config's own refusal of its values is raised as it is, in one line.
+
+    tyro would draw a box around it, so what it says is held back until it is clear whose refusal it was.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as refusal:
+        cause: BaseException | None = refusal
+        while cause is not None:
+            if isinstance(cause, SteerliftError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def _run(config: object) -> None:

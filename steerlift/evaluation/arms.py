@@ -7,7 +7,7 @@ from typing import Any
 
 from steerlift.records.errors import InputError
 from steerlift.records.progress import progress
-from steerlift.records.runs import Journal
+from steerlift.records.runs import Journal, check_writable
 from steerlift.records.types import GradedProblem, Problem
 from steerlift.sampling.rollouts import Task, rollouts
 from steerlift.sampling.sampler import Sampler, SamplingOptions
@@ -40,8 +40,12 @@ class Gradebook:
         """
         journal = Journal(path)
         rows = journal.read()
-        if rows and rows[0].get("settings") == settings:
-            return cls(journal, {(r["split"], r["arm"], r["index"]): GradedProblem.from_row(r) for r in rows[1:]})
+        if rows and rows[0].get("settings") == settings and not overwrite:
+            try:
+                done = {(r["split"], r["arm"], r["index"]): GradedProblem.from_row(r) for r in rows[1:]}
+            except (KeyError, TypeError) as error:
+                raise InputError(f"{path} holds a row that is no completion of ours ({error!r}); pass --overwrite") from error
+            return cls(journal, done)
         if rows and not overwrite:
             before = rows[0].get("settings") or {}
             changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
@@ -49,15 +53,16 @@ class Gradebook:
                 f"{path} holds completions of a run with other settings ({', '.join(changed)}); "
                 "name another --output_path or pass --overwrite"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        check_writable(path)
+        if path.is_file():
+            path.unlink()
         journal.append([{"settings": settings}])
         return cls(journal)
 
-    def record(self, split: str, arm: str, index: int, graded: GradedProblem) -> dict[str, Any]:
-        """Keeps one graded problem; returns its journal row."""
-        self.done[split, arm, index] = graded
-        return {"split": split, "arm": arm, "index": index, **graded.to_row()}
+    def record(self, split: str, graded: Sequence[tuple[str, int, GradedProblem]]) -> None:
+        """Keeps graded problems, each with its arm and index."""
+        self.journal.append({"split": split, "arm": arm, "index": index, **g.to_row()} for arm, index, g in graded)
+        self.done.update({(split, arm, index): g for arm, index, g in graded})
 
     def graded(self, split: str, arm: str, count: int) -> list[GradedProblem]:
         """The first `count` problems of an arm, in order; all must have been run."""
@@ -89,4 +94,4 @@ def run_arms(
             part = todo[start : start + size]
             tasks = [Task(problems[i], count, seed, arm.weight) for i, arm in part]
             graded = rollouts(sampler, tokenizer, tasks, options, bar.advance)
-            book.journal.append([book.record(split, arm.name, i, g) for (i, arm), g in zip(part, graded, strict=True)])
+            book.record(split, [(arm.name, i, g) for (i, arm), g in zip(part, graded, strict=True)])

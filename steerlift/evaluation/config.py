@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from steerlift.records.checks import check_number, check_pass_at_k
 from steerlift.records.errors import InputError
 
 
@@ -53,18 +54,14 @@ class EvaluateConfig:
     """Start over where results of other settings stand at the output path."""
 
     def __post_init__(self) -> None:
-        if self.eval_size < 1 or self.num_completions_eval < 1:
-            raise InputError(
-                f"--eval-size {self.eval_size} and --num_completions_eval {self.num_completions_eval}: both must be at least 1"
-            )
-        if not 1 <= self.pass_at_k <= self.num_completions_eval:
-            raise InputError(
-                f"--pass_at_k {self.pass_at_k} with {self.num_completions_eval} completions a problem: "
-                "pass@k needs 1 <= k <= completions; lower k or raise --num_completions_eval"
-            )
+        for name in ("eval-size", "num_completions_eval", "max_completion_length", "batch_rows"):
+            check_number(name, getattr(self, name.replace("-", "_")), least=1)
+        check_number("temperature", self.temperature, least=0)
+        check_number("dev_size", self.dev_size, least=0)
+        check_pass_at_k(self.pass_at_k, self.num_completions_eval)
         if not self.weights or len(set(self.weights)) < len(self.weights):
             raise InputError(f"--weights {' '.join(map(str, self.weights))}: expected at least one weight, each once")
+        for weight in self.weights:
+            check_number("weights", weight)
         if self.dev_size and self.split == "dev":
             raise InputError("--dev_size with --split dev would choose and report on the same problems; use --split test")
-        if self.dev_size < 0:
-            raise InputError(f"--dev_size {self.dev_size}: expected 0 or more problems")

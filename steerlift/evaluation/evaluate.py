@@ -1,7 +1,7 @@
 """`steerlift evaluate`: base, fine-tuned and steered arms on the same problems, the weight chosen on development problems."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from steerlift.evaluation.results import arm_result, best_weight
 from steerlift.problems.load import load_problems
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
-from steerlift.records.runs import write_json
+from steerlift.records.runs import check_writable, write_json
 from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import Sampler, SamplingOptions
@@ -20,10 +20,10 @@ from steerlift.steering.apply import check_fit
 from steerlift.steering.models import (
     Model,
     Tokenizer,
-    checked_name,
+    check_same_architecture,
     choose_device,
     choose_dtype,
-    decoder_layers,
+    load_config,
     load_model,
     load_tokenizer,
 )
@@ -34,16 +34,17 @@ BASE, FINETUNED, STEERED, RANDOM = "base", "finetuned", "steered", "random"
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not in the completions file yet and writes the results. Returns the content of the results file."""
-    for name in (config.base_model_name, config.finetuned_checkpoint):
-        checked_name(name)
+    check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
     vectors = SteeringVectors.load(config.steering_vectors_path)
+    check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
     test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
     dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
-    book = Gradebook.open(completions_path(config.output_path), _settings(config, [*test, *dev]), config.overwrite)
-    say(f"evaluating on {len(test)} {config.split} problems of {config.problems}; completions go to {book.journal.path}")
     options = SamplingOptions(config.temperature, config.max_completion_length)
-    count, seed = config.num_completions_eval, config.seed
     models = _Models(config)
+    book = Gradebook.open(completions_path(config.output_path), _settings(config, vectors, [*test, *dev]), config.overwrite)
+    check_writable(config.output_path)
+    say(f"evaluating on {len(test)} {config.split} problems of {config.problems}; completions go to {book.journal.path}")
+    count, seed = config.num_completions_eval, config.seed
 
     steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
     base_with_vectors = models.sampler(config.base_model_name, vectors)
@@ -98,8 +99,6 @@ class _Models:
 
         def make() -> tuple[Sampler, Tokenizer]:
             model, tokenizer = self._load(name)
-            if vectors is not None:
-                check_fit(model, vectors, len(decoder_layers(model)))
             return LocalSampler(model, tokenizer, vectors, self.config.batch_rows), tokenizer
 
         return make
@@ -141,14 +140,14 @@ def _dev_scores(config: EvaluateConfig, book: Gradebook, steered: list[Arm], cou
     return {weight: {key: value for key, value in arm.items() if key != "examples"} for weight, arm in scored.items()}
 
 
-def _settings(config: EvaluateConfig, problems: list[Problem]) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, vectors: SteeringVectors, problems: list[Problem]) -> dict[str, Any]:
     """What completions depend on: two runs with the same settings share a completions file, so weights can be added later."""
     device = choose_device(config.device)
     return {
         "base_model": _identity(config.base_model_name),
         "finetuned_model": _identity(config.finetuned_checkpoint),
-        "vectors": hashlib.sha256(config.steering_vectors_path.read_bytes()).hexdigest(),
-        "problems": hashlib.sha256("\0".join(problem.problem for problem in problems).encode()).hexdigest(),
+        "vectors": _digest(f"{index} {vector.tolist()}" for index, vector in vectors.layers.items()),
+        "problems": _digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
         "completions": config.num_completions_eval,
         "max_completion_length": config.max_completion_length,
         "temperature": config.temperature,
@@ -159,11 +158,16 @@ def _settings(config: EvaluateConfig, problems: list[Problem]) -> dict[str, Any]
     }
 
 
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def _identity(name: str) -> str:
-    """A hub id as it is; a folder with the sizes and times of its weight files, so that a retrained one is another model."""
+    """A hub id as it is; a folder with the sizes and times of its files: trained or edited since, it is another model."""
     folder = Path(name)
     if not folder.is_dir():
         return name
-    files = sorted(folder.glob("*.safetensors"))
+    # Weights, configuration, tokenizer and chat template; not logs that a training run may still be writing beside them.
+    files = sorted(file for ending in ("*.safetensors", "*.json", "*.jinja") for file in folder.glob(ending))
     marks = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
     return f"{folder.resolve()} {hashlib.sha256(marks.encode()).hexdigest()[:16]}"

@@ -78,6 +78,8 @@ def arm_result(
         difference, interval = paired_difference(scores(graded, k), scores(base, k), seed=seed)
         result["difference_from_base"] = _percent(difference)
         result["difference_ci95"] = _percents(interval)
+        if interval.note:
+            result["difference_note"] = interval.note
     if base is not None and finetuned is not None:
         result.update(gap_fields(gap_recovered(scores(base, k), scores(finetuned, k), scores(graded, k), seed=seed)))
     return {**result, "examples": examples(graded, k)}
@@ -93,8 +95,8 @@ def gap_fields(gap: GapRecovered) -> dict[str, Any]:
 
 
 def best_weight(by_weight: Mapping[float, Graded], k: int) -> float:
-    """The weight of the highest score; of equal ones the smallest, which disturbs the model least."""
-    return min(by_weight, key=lambda weight: (-_mean(scores(by_weight[weight], k)), weight))
+    """The weight of the highest score; of equal ones the one nearest 0, which disturbs the model least."""
+    return min(by_weight, key=lambda weight: (-round(_mean(scores(by_weight[weight], k)), 9), abs(weight)))
 
 
 def _mean(values: Sequence[float]) -> float:

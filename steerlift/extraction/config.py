@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from steerlift.records.checks import check_number
 from steerlift.records.errors import InputError
 
 TokenChoice = Literal["completion", "prompt", "last"]
@@ -48,7 +49,8 @@ class ExtractConfig:
     """Completions sampled at a time; default: as many as fit in memory."""
 
     def __post_init__(self) -> None:
-        if self.train_size < 1 or (self.max_examples is not None and self.max_examples < 1):
-            raise InputError(f"--train-size {self.train_size} and --max_examples {self.max_examples}: both must be at least 1")
+        for name in ("train-size", "max_examples", "max_completion_length", "batch_rows"):
+            check_number(name, getattr(self, name.replace("-", "_")), least=1)
+        check_number("temperature", self.temperature, least=0)
         if self.output_path.suffix not in (".json", ".safetensors"):
             raise InputError(f"--output_path {self.output_path}: expected a name that ends in .safetensors or .json")

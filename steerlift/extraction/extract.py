@@ -10,15 +10,23 @@ from steerlift.extraction.activations import MeanActivations, TokenSequence, mea
 from steerlift.extraction.config import ExtractConfig
 from steerlift.problems.load import load_problems
 from steerlift.problems.prompt import encode_prompt
-from steerlift.records.errors import InputError
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
-from steerlift.records.runs import Journal, write_json
+from steerlift.records.runs import Journal, check_writable, write_json
 from steerlift.records.types import GradedProblem, Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
 from steerlift.sampling.sampler import SamplingOptions
-from steerlift.steering.models import Model, architecture, checked_name, choose_device, choose_dtype, load_model, load_tokenizer
+from steerlift.steering.models import (
+    Model,
+    architecture,
+    check_same_architecture,
+    choose_device,
+    choose_dtype,
+    load_model,
+    load_tokenizer,
+    text_config,
+)
 from steerlift.steering.vectors import SteeringVectors
 
 
@@ -33,21 +41,17 @@ class Extraction:
 
 def extract(config: ExtractConfig) -> Extraction:
     """Writes the vectors, their norms and the completions that were averaged. Returns them."""
-    for name in (config.base_model_name, config.finetuned_checkpoint):
-        checked_name(name)
+    check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
+    check_writable(config.output_path)
     problems = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir)[: config.max_examples]
     say(f"extracting from {len(problems)} training problems of {config.problems}, {config.tokens} tokens")
     # The fine-tuned model first: it writes the completions that both then read.
-    sequences, finetuned, finetuned_architecture = _finetuned_means(config, problems)
+    sequences, finetuned = _finetuned_means(config, problems)
     base_model = _load(config, config.base_model_name)
-    base_architecture = architecture(base_model)
-    if base_architecture != finetuned_architecture:
-        raise InputError(
-            f"{config.finetuned_checkpoint} is {finetuned_architecture}; {config.base_model_name} is {base_architecture}: "
-            "a steering vector needs two models of one architecture"
-        )
     base = _means(config, base_model, sequences, "base")
-    vectors = mean_difference(base, finetuned, _metadata(config, len(problems), base.count, base_architecture))
+    vectors = mean_difference(
+        base, finetuned, _metadata(config, len(problems), base.count, architecture(text_config(base_model)))
+    )
     vectors = vectors.increments() if config.method == "increments" else vectors
     layers = [
         {"layer": index, "norm": norm, "residual_norm": float(base.norm_L[index]), "ratio": norm / float(base.norm_L[index])}
@@ -65,7 +69,7 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
     return SteeringVectors({index: vector.float() for index, vector in enumerate(difference_LH)}, metadata)
 
 
-def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tuple[list[TokenSequence], MeanActivations, str]:
+def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tuple[list[TokenSequence], MeanActivations]:
     tokenizer = load_tokenizer(config.finetuned_checkpoint)
     model = _load(config, config.finetuned_checkpoint)
     if config.tokens == "completion":
@@ -78,7 +82,7 @@ def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tupl
         sequences = [_sequence(prompt_ids(tokenizer, g.prompt), g.completions[0].token_ids) for g in graded]
     else:
         sequences = [_sequence(encode_prompt(tokenizer, problem.problem)) for problem in problems]
-    return sequences, _means(config, model, sequences, "fine-tuned"), architecture(model)
+    return sequences, _means(config, model, sequences, "fine-tuned")
 
 
 def _sequence(prompt: Sequence[int], completion: Sequence[int] = ()) -> TokenSequence:

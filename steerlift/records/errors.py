@@ -25,5 +25,9 @@ class MissingDependencyError(SteerliftError, ImportError):
     """An option needs a package that is not installed."""
 
 
-class TrainingDivergedError(SteerliftError, ArithmeticError):
-    """The loss or the gradient is no longer finite."""
+class NotFiniteError(SteerliftError, ArithmeticError):
+    """A model's logits are infinite or not numbers."""
+
+
+class TrainingDivergedError(NotFiniteError):
+    """The loss, the gradient or the trained model's logits are no longer finite."""

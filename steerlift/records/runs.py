@@ -12,17 +12,25 @@ from typing import Any
 from steerlift.records.errors import InputError, MissingInputError
 
 
+def check_writable(path: Path) -> None:
+    """Raises InputError unless a file can be written at `path`: asked before long work, not after it."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; name a folder that you may write to") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in `path`'s folder; it becomes `path` if the block succeeds and disappears if it fails.
 
     Raises InputError when the folder cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; name a folder that you may write to") from error
+    check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     # mkstemp makes private files; a result should have the permissions that any other new file of the user has.
@@ -37,6 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: complete or absent. An older folder at `path` is removed only once the new one is complete."""
+    if path.is_file():
+        raise InputError(f"cannot write {path}: it is a file; name a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -83,13 +93,20 @@ class Journal:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Appends the rows in one write and flushes them to the disk."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; make room or name another place") from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines; a last line that a kill cut off is removed from the file. No file: no rows."""
+        """All complete lines; a last line that a kill cut off is removed from the file. No file: no rows.
+
+        Raises InputError, naming the line, when one before the last is no JSON object.
+        """
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
@@ -97,4 +114,13 @@ class Journal:
         if end < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(end)
-        return [json.loads(line) for line in content[:end].splitlines()]
+        return [self._row(number, line) for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1)]
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{self.path}, line {number}: expected a JSON object; the file was damaged, repair or delete it")
+        return row

@@ -37,4 +37,6 @@ def choose_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> 
         # The total differs from 1 by rounding; scaling by it keeps every token's share.
         targets_R = uniforms_R * cumulative_RV[:, -1]
         tokens_R = torch.searchsorted(cumulative_RV, targets_R[:, None], right=True).squeeze(1)
+        # Only logits that are not numbers get there; their logprob is not a number either, which the caller checks.
+        tokens_R = tokens_R.clamp(max=logits_RV.shape[1] - 1)
     return tokens_R, logprobs_RV.gather(1, tokens_R[:, None]).squeeze(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from steerlift.records.errors import InputError
+from steerlift.records.errors import InputError, NotFiniteError
 from steerlift.records.progress import say
 from steerlift.records.types import Completion
 from steerlift.sampling.draws import choose_tokens, uniforms
@@ -132,6 +132,8 @@ class LocalSampler:
         lengths_R = torch.full((len(rows),), limit, device=device)
         for step in range(limit):
             tokens_R, logprobs_R = choose_tokens(logits_RV, draws_RT[rows, step], options.temperature)
+            if not bool(torch.isfinite(logprobs_R).all()):
+                raise NotFiniteError(f"{type(self.model).__name__}: its logits are not finite; its weights are damaged")
             tokens_RT[rows, step], logprobs_RT[rows, step] = tokens_R, logprobs_R
             ended_R = torch.isin(tokens_R, self._end_ids)
             if bool(ended_R.any()):

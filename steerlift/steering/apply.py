@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steerlift.records.errors import InputError
 from steerlift.steering.hooks import Transform, layer_hooks
-from steerlift.steering.models import Model, architecture, decoder_layers, hidden_size
+from steerlift.steering.models import Model, architecture, decoder_layers, text_config
 from steerlift.steering.vectors import SteeringVectors
 
 Weight = float | Sequence[float] | Tensor
@@ -23,25 +24,26 @@ def steer(model: Model, vectors: SteeringVectors, weight: Weight) -> Iterator["S
     Raises InputError when the vectors do not fit the model or a batch has another number of rows than there are weights.
     """
     layers = decoder_layers(model)
-    check_fit(model, vectors, len(layers))
+    check_fit(text_config(model), vectors, type(model).__name__)
     steering = Steering(vectors, weight)
     with layer_hooks(layers, {index: steering.transform(index) for index in vectors.layers}):
         yield steering
 
 
-def check_fit(model: Model, vectors: SteeringVectors, layer_count: int) -> None:
-    """Raises InputError, with both sides named, for vectors of another hidden size, depth or architecture."""
-    size = hidden_size(model)
-    if vectors.hidden_size != size:
-        raise InputError(f"steering vectors have hidden size {vectors.hidden_size}, {type(model).__name__} has {size}")
-    beyond = [index for index in vectors.layers if index >= layer_count]
+def check_fit(config: Any, vectors: SteeringVectors, name: str) -> None:  # noqa: ANN401 - transformers is untyped
+    """Raises InputError, with both sides named, for vectors of another hidden size, depth or architecture.
+
+    `config` is the configuration of the language part of the model that the message calls `name`.
+    """
+    if vectors.hidden_size != config.hidden_size:
+        raise InputError(f"steering vectors have hidden size {vectors.hidden_size}, {name} has {config.hidden_size}")
+    last = config.num_hidden_layers - 1
+    beyond = [index for index in vectors.layers if index > last]
     if beyond:
-        raise InputError(
-            f"steering vectors are for layer {beyond[0]}, {type(model).__name__} has layers 0 to {layer_count - 1}"
-        )
+        raise InputError(f"steering vectors are for layer {beyond[0]}, {name} has layers 0 to {last}")
     extracted_from = vectors.metadata.get("architecture")
-    if extracted_from and extracted_from != architecture(model):
-        raise InputError(f"steering vectors were made for {extracted_from}; this model is {architecture(model)}")
+    if extracted_from and extracted_from != architecture(config):
+        raise InputError(f"steering vectors were made for {extracted_from}; this model is {architecture(config)}")
 
 
 class Steering:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from steerlift.records.errors import InputError, MissingInputError
+from steerlift.records.progress import say
 
 Model = Any
 """A transformers causal language model. transformers' own types do not survive mypy --strict."""
@@ -48,7 +50,15 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     """
     from transformers import AutoModelForCausalLM
 
-    model = _from_pretrained(AutoModelForCausalLM, name, dtype=dtype)
+    model, found = _from_pretrained(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise InputError(
+            f"model {name}: {len(missing)} of its tensors are not in its files ({missing[0]}); repair the checkpoint"
+        )
+    unknown = sorted(found["unexpected_keys"])
+    if unknown:
+        say(f"model {name}: {len(unknown)} tensors of its files have no place in {type(model).__name__} ({unknown[0]})")
     return model.to(device).eval()
 
 
@@ -78,6 +88,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, name)
+    if not tokenizer.encode("1+1", add_special_tokens=False):
+        raise MissingInputError(f"model {name}: its tokenizer knows no token; expected tokenizer.json beside the weights")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -86,13 +98,14 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def _from_pretrained(loader: Any, name: str, **options: Any) -> Any:  # noqa: ANN401 - transformers is untyped
     hide_bars()
+    found = checked_name(name)
     try:
-        return loader.from_pretrained(checked_name(name), **options)
+        return loader.from_pretrained(found, **options)
     except OSError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingInputError(f"model {name} cannot be loaded: {reason}") from error
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model {name} cannot be used: {reason}") from error
 
 
@@ -129,9 +142,22 @@ def hidden_size(model: Model) -> int:
     return int(text_config(model).hidden_size)
 
 
-def architecture(model: Model) -> str:
+def load_config(name: str) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The configuration of a model's language part, without its weights."""
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, name).get_text_config(decoder=True)
+
+
+def check_same_architecture(base: str, finetuned: str) -> None:
+    """Raises InputError, naming both, for two models of different architectures; reads their configurations only."""
+    first, second = (architecture(load_config(name)) for name in (base, finetuned))
+    if first != second:
+        raise InputError(f"{finetuned} is {second}; {base} is {first}: a steering vector needs two models of one architecture")
+
+
+def architecture(config: Any) -> str:  # noqa: ANN401 - transformers is untyped
     """What two models must share for a vector of one to mean anything in the other, as one readable line."""
-    config = text_config(model)
     return (
         f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
         f"vocabulary {config.vocab_size}"

@@ -103,7 +103,7 @@ def _read_safetensors(source: Path) -> SteeringVectors:
     layers: dict[int, Tensor] = {}
     try:
         with safe_open(source, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = dict(sorted((file.metadata() or {}).items()))  # safetensors keeps no order
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 index = name.removeprefix(_PREFIX)
                 if not name.startswith(_PREFIX) or not index.isdecimal():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from steerlift.records.checks import check_number, check_pass_at_k
 from steerlift.records.errors import InputError
 
 
@@ -103,20 +104,20 @@ class TrainConfig:
     """Delete the run that stands in the output folder and start over."""
 
     def __post_init__(self) -> None:
-        least = {
-            "train_size": 1, "eval_size": 1, "num_train_iters": 1, "gradient_accumulation_steps": 1, "num_chains": 2,
-            "eval_every": 1, "save_every": 1, "num_completions_eval": 1, "max_prompt_length": 1, "max_completion_length": 1,
-        }  # fmt: skip
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise InputError(f"--{name} {getattr(self, name)}: expected at least {minimum}")
-        if self.temperature <= 0:
-            raise InputError(f"--temperature {self.temperature}: expected above 0, training needs differing completions")
-        if not 1 <= self.pass_at_k <= self.num_completions_eval:
-            raise InputError(
-                f"--pass_at_k {self.pass_at_k} with {self.num_completions_eval} completions a problem: "
-                "pass@k needs 1 <= k <= completions; lower k or raise --num_completions_eval"
-            )
+        for name in ("train_size", "eval_size", "num_train_iters", "gradient_accumulation_steps", "eval_every", "save_every"):
+            check_number(name, getattr(self, name), least=1)
+        for name in ("num_completions_eval", "max_prompt_length", "max_completion_length", "micro_batch_size", "batch_rows"):
+            check_number(name, getattr(self, name), least=1)
+        check_number("num_chains", self.num_chains, least=2)
+        for name in ("temperature", "learning_rate", "max_grad_norm"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("adam_beta1", "adam_beta2"):
+            check_number(name, getattr(self, name), least=0, below=1)
+        for name in ("weight_decay", "beta", "epsilon_low", "epsilon_high"):
+            check_number(name, getattr(self, name), least=0)
+        for name in ("warmup_percent", "final_lr_percent"):
+            check_number(name, getattr(self, name), least=0, most=1)
+        check_pass_at_k(self.pass_at_k, self.num_completions_eval)
         if self.gradient_accumulation_steps > self.train_size:
             raise InputError(
                 f"--gradient_accumulation_steps {self.gradient_accumulation_steps} with --train-size {self.train_size}: "

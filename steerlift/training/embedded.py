@@ -25,7 +25,9 @@ from steerlift.steering.models import Model, Tokenizer
 from steerlift.training.checkpoints import save_checkpoint
 from steerlift.training.supervised import Example, SupervisedOptions, supervised
 
-_USER, _ASSISTANT, _END, _PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+_USER, _ASSISTANT, _END = "<|user|>", "<|assistant|>", "<|end|>"
+# transformers gives every Qwen2 tokenizer this token; under another name padding would leave it outside the vocabulary.
+_PAD = "<|endoftext|>"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # The system prompt is left out on purpose: half a million parameters have no use for an instruction of a hundred tokens.
 _CHAT_TEMPLATE = (
@@ -54,7 +56,7 @@ class EmbeddedRecipe:
     hidden_size: int = 128
     layers: int = 3
     vocabulary: int = 500
-    version: int = 1
+    version: int = 2
 
     def digest(self) -> str:
         """Changes whenever a recipe would give another model."""

@@ -1,6 +1,7 @@
 """The GRPO loss of a micro-batch: by our chunked head, or by liger-kernel's fused loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,16 +52,12 @@ def liger_loss(config: TrainConfig, model: Model, reference: Model | None) -> Po
 
     Raises MissingDependencyError without liger-kernel and InputError for what its loss does not know.
     """
-    try:
-        from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
-    except ImportError as error:
-        raise MissingDependencyError(f"--use_liger needs liger-kernel ({error}): pip install 'steerlift[liger]'") from error
     body, head = decoder_body(model), head_of(model)
     if reference is not None or head.softcap is not None or head.scale != 1.0:
         raise InputError(
             "--use_liger knows no --beta and no head with a soft cap or a scale; leave it out, our loss knows both"
         )
-    fused = LigerFusedLinearGRPOLoss(
+    fused = import_liger()(
         beta=0.0,
         compiled=model.device.type == "cuda",  # compiling costs half a minute on a CPU and gains nothing there
         use_ref_model=False,
@@ -84,3 +81,12 @@ def liger_loss(config: TrainConfig, model: Model, reference: Model | None) -> Po
         return total, torch.empty(0)
 
     return loss
+
+
+def import_liger() -> Any:  # noqa: ANN401 - liger-kernel is untyped
+    """liger-kernel's loss class. Raises MissingDependencyError where it is not installed."""
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+    except ImportError as error:
+        raise MissingDependencyError(f"--use_liger needs liger-kernel ({error}): pip install 'steerlift[liger]'") from error
+    return LigerFusedLinearGRPOLoss

@@ -7,7 +7,7 @@ from typing import Any
 from steerlift.evaluation.results import examples, summarize
 from steerlift.records.errors import InputError, MissingDependencyError
 from steerlift.records.provenance import provenance
-from steerlift.records.runs import Journal, write_json
+from steerlift.records.runs import Journal, read_json, write_json
 from steerlift.records.types import GradedProblem
 from steerlift.scoring.rewards import format_reward, reward
 from steerlift.training.config import TrainConfig
@@ -17,7 +17,7 @@ class RunLog:
     """The files of a run directory.
 
     metrics.jsonl has one line per step, completions.jsonl one per problem and step. run_log.json shows the first problem of
-    each step, as the original does; it and eval_summary.json are written whole at evaluations and checkpoints.
+    each step, as the original does; it is written whole at checkpoints, eval_summary.json at evaluations.
     """
 
     def __init__(self, config: TrainConfig, device: str) -> None:
@@ -34,7 +34,10 @@ class RunLog:
         self.wandb = _wandb_run(config, self.arguments) if config.use_wandb else None
 
     def _prepare(self) -> None:
-        if (self.folder / "config.json").exists() and not self.config.overwrite:
+        settings = self.folder / "config.json"
+        if settings.exists() and "provenance" not in read_json(settings):
+            raise InputError(f"{self.folder} holds a model, not a run; name another --output_dir")
+        if settings.exists() and not self.config.overwrite:
             raise InputError(f"{self.folder} holds another run; name another --output_dir or pass --overwrite")
         if self.config.overwrite:
             # Only what a run writes: the folder may be the user's own.
@@ -57,14 +60,14 @@ class RunLog:
         summary = summarize(graded, k, self.config.seed)
         self._step(step)["eval"] = {"examples": examples(graded, k), "metrics": summary}
         self.evaluations[str(step)] = summary
+        write_json(self.folder / "eval_summary.json", self.evaluations)
         if self.wandb is not None:
             self.wandb.log({f"eval/{key}": value for key, value in summary.items()}, step=step)
         return summary
 
     def write(self) -> None:
-        """Writes run_log.json and eval_summary.json, whole."""
+        """Writes run_log.json, whole."""
         write_json(self.folder / "run_log.json", {"args": self.arguments, "steps": self.steps})
-        write_json(self.folder / "eval_summary.json", self.evaluations)
 
     def close(self) -> None:
         """Writes everything that is not written yet."""
@@ -95,9 +98,16 @@ def _train_entry(graded: GradedProblem) -> dict[str, Any]:
     }
 
 
-def _wandb_run(config: TrainConfig, arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - wandb is untyped here
+def import_wandb() -> Any:  # noqa: ANN401 - wandb is untyped here
+    """The wandb module. Raises MissingDependencyError where it is not installed."""
     try:
         import wandb
     except ImportError as error:
         raise MissingDependencyError("--use_wandb needs wandb: pip install 'steerlift[wandb]'") from error
-    return wandb.init(project=config.wandb_project, name=config.wandb_run, config=arguments, dir=str(config.output_dir))
+    return wandb
+
+
+def _wandb_run(config: TrainConfig, arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - wandb is untyped here
+    return import_wandb().init(
+        project=config.wandb_project, name=config.wandb_run, config=arguments, dir=str(config.output_dir)
+    )

@@ -13,7 +13,7 @@ import torch
 
 from steerlift.problems.load import load_problems
 from steerlift.problems.prompt import encode_prompt
-from steerlift.records.errors import InputError, TrainingDivergedError
+from steerlift.records.errors import InputError, NotFiniteError, TrainingDivergedError
 from steerlift.records.progress import Progress, progress, say
 from steerlift.records.types import GradedProblem, Problem
 from steerlift.sampling.draws import row_seed
@@ -24,14 +24,15 @@ from steerlift.steering.models import Model, Tokenizer, choose_device, choose_dt
 from steerlift.training.batch import StepBatch
 from steerlift.training.checkpoints import checkpoint_path, save_checkpoint
 from steerlift.training.config import TrainConfig
-from steerlift.training.policy_loss import PolicyLoss, liger_loss, our_loss
-from steerlift.training.run_log import RunLog
+from steerlift.training.policy_loss import PolicyLoss, import_liger, liger_loss, our_loss
+from steerlift.training.run_log import RunLog, import_wandb
 
 
 def train(config: TrainConfig) -> Path:
     """Trains, evaluates and saves as configured. Returns the last checkpoint."""
     if config.use_vllm:
         raise InputError("--use_vllm: this version samples on its own; leave the flag out (a vLLM sampler is planned)")
+    check_extras(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     tokenizer = load_tokenizer(config.model_name)
@@ -48,6 +49,14 @@ def train(config: TrainConfig) -> Path:
         trainer.run(problems, held_out, bar)
     log.close()
     return checkpoint_path(config.output_dir, config.num_train_iters)
+
+
+def check_extras(config: TrainConfig) -> None:
+    """Raises MissingDependencyError for an option whose package is not installed, before anything is loaded or written."""
+    if config.use_liger:
+        import_liger()
+    if config.use_wandb:
+        import_wandb()
 
 
 class Trainer:
@@ -97,8 +106,12 @@ class Trainer:
         config = self.config
         start = time.perf_counter()
         options = SamplingOptions(config.temperature, config.max_completion_length)
-        tasks = [Task(problem, config.num_chains, row_seed(config.seed, step)) for problem in problems]
-        graded = rollouts(self.sampler, self.tokenizer, tasks, options)
+        # Seeds per place too: a problem may end one epoch and begin the next within a step.
+        tasks = [Task(p, config.num_chains, row_seed(config.seed, step, place)) for place, p in enumerate(problems)]
+        try:
+            graded = rollouts(self.sampler, self.tokenizer, tasks, options)
+        except NotFiniteError as error:
+            raise TrainingDivergedError(f"step {step}: {error}; try a lower --learning_rate") from error
         sampled = time.perf_counter()
         update = self._update(step, graded)
         grades = [grade for g in graded for grade in g.grades]

@@ -90,7 +90,7 @@ def test_the_files_say_what_was_averaged(config, folders):
     assert dict(loaded.metadata) == {
         "base_model": folders["base"],
         "finetuned_model": folders["finetuned"],
-        "architecture": architecture(trained("base")),
+        "architecture": architecture(trained("base").config),
         "method": "mean_difference",
         "tokens": "completion",
         "tokens_averaged": str(sum(len(completion) for _, completion in pairs)),

@@ -131,7 +131,7 @@ def test_misfits_are_refused_with_both_sides_named(qwen2):
         pass
     with pytest.raises(InputError, match=r"layer 7, Qwen2ForCausalLM has layers 0 to 2"), steer(qwen2, vectors_for(7), 1.0):
         pass
-    foreign = SteeringVectors(vectors_for(0).layers, {"architecture": architecture(tiny_model("llama"))})
+    foreign = SteeringVectors(vectors_for(0).layers, {"architecture": architecture(tiny_model("llama").config)})
     with (
         pytest.raises(InputError, match=r"made for llama, 3 layers.*this model is qwen2, 3 layers"),
         steer(qwen2, foreign, 1.0),
