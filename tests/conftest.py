@@ -6,9 +6,14 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("steerlift", deadline=None)
+hypothesis.settings.load_profile("steerlift")
 
 
 @pytest.fixture(autouse=True)

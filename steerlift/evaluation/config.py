@@ -51,7 +51,7 @@ class EvaluateConfig:
     batch_rows: int | None = None
     """Completions sampled at a time; default: as many as fit in memory."""
     overwrite: bool = False
-    """Start over where results of other settings stand at the output path."""
+    """Start over, also where completions of other settings stand at the output path."""
 
     def __post_init__(self) -> None:
         for name in ("eval-size", "num_completions_eval", "max_completion_length", "batch_rows"):

@@ -164,7 +164,7 @@ def _digest(parts: Iterable[str]) -> str:
 
 def _identity(name: str) -> str:
     """A hub id as it is; a folder with the sizes and times of its files: trained or edited since, it is another model."""
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
     # Weights, configuration, tokenizer and chat template; not logs that a training run may still be writing beside them.

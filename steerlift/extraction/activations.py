@@ -77,8 +77,8 @@ def mean_activations(
             f"found no {tokens} token to average in {len(sequences)} sequences; give longer ones or other --tokens"
         )
     return MeanActivations(
-        torch.stack([layer_sums.states_H.cpu() for layer_sums in sums.values()]) / count,
-        torch.stack([layer_sums.norms.cpu() for layer_sums in sums.values()]) / count,
+        torch.stack([layer_sums.states_H for layer_sums in sums.values()]) / count,
+        torch.stack([layer_sums.norms for layer_sums in sums.values()]) / count,
         count,
     )
 
@@ -94,8 +94,10 @@ class _RunningSums:
     def read(self, hidden_BTH: Tensor) -> None:
         """A forward hook's view of a layer's output; changes nothing."""
         chosen_NH = hidden_BTH.flatten(0, 1)[self.chosen_N].float()
-        self.states_H = self.states_H.to(chosen_NH.device) + chosen_NH.sum(0, dtype=torch.float64)
-        self.norms = self.norms.to(chosen_NH.device) + torch.linalg.vector_norm(chosen_NH, dim=-1).sum(dtype=torch.float64)
+        # Apple's devices have no float64: there a batch is summed in float32, and only the running sums are float64.
+        wide = torch.float32 if chosen_NH.device.type == "mps" else torch.float64
+        self.states_H = self.states_H + chosen_NH.sum(0, dtype=wide).cpu().double()
+        self.norms = self.norms + torch.linalg.vector_norm(chosen_NH, dim=-1).sum(dtype=wide).cpu().double()
 
 
 def _batches(sequences: Sequence[TokenSequence]) -> Iterator[list[TokenSequence]]:

@@ -13,7 +13,7 @@ from steerlift.problems.prompt import encode_prompt
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
 from steerlift.records.runs import Journal, check_writable, write_json
-from steerlift.records.types import GradedProblem, Problem
+from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
 from steerlift.sampling.sampler import SamplingOptions
@@ -72,13 +72,15 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
 def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tuple[list[TokenSequence], MeanActivations]:
     tokenizer = load_tokenizer(config.finetuned_checkpoint)
     model = _load(config, config.finetuned_checkpoint)
+    completions = Journal(config.output_path.with_name(f"{config.output_path.stem}.completions.jsonl"))
+    completions.path.unlink(missing_ok=True)  # those of an earlier extraction to this place
     if config.tokens == "completion":
         sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)
         options = SamplingOptions(config.temperature, config.max_completion_length)
         tasks = [Task(problem, 1, config.seed) for problem in problems]
         with progress("sampling completions", len(tasks)) as bar:
             graded = rollouts(sampler, tokenizer, tasks, options, bar.advance)
-        _keep(config, graded)
+        completions.append(g.to_row() for g in graded)
         sequences = [_sequence(prompt_ids(tokenizer, g.prompt), g.completions[0].token_ids) for g in graded]
     else:
         sequences = [_sequence(encode_prompt(tokenizer, problem.problem)) for problem in problems]
@@ -87,13 +89,6 @@ def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tupl
 
 def _sequence(prompt: Sequence[int], completion: Sequence[int] = ()) -> TokenSequence:
     return TokenSequence((*prompt, *completion), len(prompt))
-
-
-def _keep(config: ExtractConfig, graded: list[GradedProblem]) -> None:
-    path = config.output_path.with_name(f"{config.output_path.stem}.completions.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    Journal(path).append(g.to_row() for g in graded)
 
 
 def _load(config: ExtractConfig, name: str) -> Model:

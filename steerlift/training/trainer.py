@@ -177,7 +177,7 @@ class Trainer:
 
 def learning_rate_factor(done: int, config: TrainConfig) -> float:
     """The share of the peak rate after `done` optimizer steps: a linear rise, then a linear fall to final_lr_percent."""
-    warmup = int(config.warmup_percent * config.num_train_iters)
+    warmup = round(config.warmup_percent * config.num_train_iters)
     if done < warmup:
         return (done + 1) / warmup
     fallen = (done - warmup) / max(1, config.num_train_iters - warmup)

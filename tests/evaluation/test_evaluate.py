@@ -110,7 +110,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(config, changes, erro
 
 def test_vectors_of_another_size_are_refused_with_both_named(config, tmp_path):
     SteeringVectors({0: torch.ones(48)}).save(tmp_path / "v.json")
-    with pytest.raises(InputError, match="have hidden size 48, .*base has 32"):
+    with pytest.raises(InputError, match=r"have hidden size 48, .*base has 32"):
         evaluate(replace(config, steering_vectors_path=tmp_path / "v.json"))
 
 
