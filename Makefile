@@ -22,10 +22,10 @@ demo: setup
 
 # Lint, types, import layers, then all tests.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 unit: dev
-	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not e2e"
 
 lint: dev
 	$(BIN)/ruff check

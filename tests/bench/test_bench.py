@@ -24,6 +24,9 @@ from steerlift.problems.embedded import embedded_problems
 from steerlift.problems.prompt import encode_prompt
 from steerlift.steering.models import load_model, load_tokenizer
 
+pytestmark = pytest.mark.e2e
+
+
 TINY = Sizes(problems=2, group=2, repetitions=1)
 
 

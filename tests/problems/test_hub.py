@@ -17,6 +17,8 @@ import pytest
 
 from steerlift.problems.load import load_problems
 
+pytestmark = pytest.mark.e2e
+
 DATA = Path(__file__).parent.parent / "data"
 COMMIT = "a" * 40
 CARD_WITH_CONFIGURATION = """---

@@ -111,6 +111,7 @@ def test_boxes_are_read_with_their_braces_balanced(content):
 @pytest.mark.parametrize(
     "unit", ["<answer>", "<answer></answer>", "<think>", "\\boxed{", "{", "}", "1,", "-", "answer is ", "\\"]
 )
+@pytest.mark.e2e
 def test_a_megabyte_of_anything_takes_linear_time(unit):
     text = "<answer>" + unit * (1_000_000 // len(unit))
     start = time.perf_counter()

@@ -23,6 +23,7 @@ HOSTILE = [json.loads(line) for line in (DATA / "hostile.jsonl").read_text(encod
 MISLABELLED = (r"1 - \frac{1}{\mathrm{e}}", r"1 + \frac{1}{\mathrm{e}}")
 
 
+@pytest.mark.e2e
 def test_every_published_case_is_decided_as_labelled():
     verdicts = are_equal([(case["gold"], case["pred"]) for case in CASES], timeout=30)
     missed = [(case["gold"], case["pred"]) for case, equal in zip(CASES, verdicts, strict=True) if equal != case["equal"]]

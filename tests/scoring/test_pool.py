@@ -15,6 +15,8 @@ import pytest
 from steerlift.scoring import pool as pool_module
 from steerlift.scoring.pool import CheckerError, WorkerLostError, WorkerPool
 
+pytestmark = pytest.mark.e2e
+
 ENDLESS = ("1/2", "9^{9^{9^9}}")
 
 

@@ -94,6 +94,7 @@ def test_interval_of_many_problems_is_that_of_student():
     assert (interval.method, interval.note) == (BOOTSTRAP, "")
 
 
+@pytest.mark.e2e
 def test_interval_covers_the_true_mean_as_often_as_it_says():
     covered = [
         (interval := mean_interval(list(sampled_scores(seed, 20)), seed)).low <= 0.5 <= interval.high for seed in range(200)

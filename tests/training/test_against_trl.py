@@ -14,6 +14,9 @@ from steerlift.training.batch import StepBatch
 from steerlift.training.config import TrainConfig
 from steerlift.training.policy_loss import our_loss
 
+pytestmark = pytest.mark.e2e
+
+
 PROBLEMS, GROUP, LONGEST = 3, 4, 16
 RIGHT, WRONG, UNFORMATTED = Grade("7", True, True, True), Grade("3", True, False, False), Grade(None, False, False, False)
 # A group with two rewards, one with three, and one without signal.

@@ -112,6 +112,7 @@ print(highest_memory() - before)
 """
 
 
+@pytest.mark.e2e
 def test_peak_memory_at_a_vocabulary_of_150k_is_at_most_half_of_plain_logits():
     peaks = {
         kind: float(
