@@ -158,14 +158,15 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def _example(results: dict[str, Any]) -> list[str]:
-    """One test problem that steering turned from wrong to right, answered by base, steered and fine-tuned model."""
-    weight = results["chosen"]["weight"]
+    """One test problem that steering turned from wrong to right, answered under three weights and by the fine-tuned model."""
+    chosen = results["chosen"]["weight"]
+    weights = dict.fromkeys((str(WEIGHTS[1]), chosen))
     arms = {
         "base": results["base_model"]["examples"],
-        f"base + {weight} x vectors": results["base_with_steering"][weight]["examples"],
+        **{f"base + {weight} x vectors": results["base_with_steering"][weight]["examples"] for weight in weights},
         "fine-tuned": results["finetuned_model"]["examples"],
     }
-    base, steered, finetuned = arms.values()
+    base, steered, finetuned = arms["base"], arms[f"base + {chosen} x vectors"], arms["fine-tuned"]
     for index, example in enumerate(base):
         if (
             not example["completions"][0]["correct"]
