@@ -152,9 +152,17 @@ def test_the_tokenizer_of_a_saved_model_knows_no_token_that_the_model_does_not(p
 
 
 def test_training_makes_right_answers_likelier(config):
-    train(replace(config, learning_rate=1e-2, num_train_iters=8, gradient_accumulation_steps=6, eval_every=8, save_every=8))
-    rewards = [line["reward"] for line in metrics(config.output_dir)]
-    assert sum(rewards[-3:]) / 3 > rewards[0] + 0.3
+    longer = {
+        "num_train_iters": 12,
+        "eval_every": 12,
+        "save_every": 12,
+        "eval_size": 8,
+        "num_completions_eval": 8,
+        "pass_at_k": 1,
+    }
+    train(replace(config, learning_rate=1e-2, gradient_accumulation_steps=6, **longer))
+    before, after = (read(config.output_dir / "eval_summary.json")[step]["pass_at_1"] for step in ("0", "12"))
+    assert after > before + 40, (before, after)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
