@@ -102,6 +102,7 @@ DIFFERENT = [
 ]
 
 
+@pytest.mark.e2e
 def test_a_referee_would_agree():
     verdicts = are_equal(SAME + DIFFERENT, timeout=30)
     assert [pair for pair, equal in zip(SAME, verdicts, strict=False) if not equal] == []
@@ -127,6 +128,7 @@ LONG_HOSTILE = [
 ]
 
 
+@pytest.mark.e2e
 def test_no_hostile_answer_hangs_raises_or_runs_also_from_a_thread(tmp_path):
     witness = tmp_path / "executed"
     spelled = "+".join(f"chr({ord(character)})" for character in f"touch {witness}")
@@ -160,6 +162,7 @@ def test_the_limit_holds_for_a_single_call():
     assert is_equal("y+1", "1+y", timeout=30) is True
 
 
+@pytest.mark.e2e
 def test_a_lost_worker_costs_one_answer_and_is_not_remembered():
     assert is_equal("z+1", "1+z", timeout=30) is True
     worker = equality._shared_pool()._idle.queue[-1]
