@@ -33,10 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
-    # mkstemp makes private files; a result should have the permissions that any other new file of the user has.
-    temporary.chmod(0o666 & ~_umask())
     try:
         yield temporary
+        # mkstemp (and safetensors) make private files; a result should be as readable as any other new file of the user.
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
