@@ -9,11 +9,11 @@ from typing import Any
 
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.evaluate import completions_path, evaluate
+from steerlift.evaluation.evaluate import evaluate
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.extract import extract
 from steerlift.records.progress import say
-from steerlift.records.runs import replacing_folder, write_json
+from steerlift.records.runs import completions_path, replacing_folder, write_json
 from steerlift.report.config import PlotConfig
 from steerlift.report.plots import plot
 from steerlift.report.tables import print_lines, print_paths, print_results, print_stages

@@ -45,7 +45,8 @@ def _extract(config: ExtractConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from steerlift.evaluation.evaluate import completions_path, evaluate
+    from steerlift.evaluation.evaluate import evaluate
+    from steerlift.records.runs import completions_path
     from steerlift.report.tables import print_results
 
     results = evaluate(config)

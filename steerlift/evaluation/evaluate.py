@@ -12,7 +12,7 @@ from steerlift.evaluation.results import arm_result, best_weight
 from steerlift.problems.load import load_problems
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
-from steerlift.records.runs import check_writable, write_json
+from steerlift.records.runs import check_writable, completions_path, write_json
 from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import Sampler, SamplingOptions
@@ -80,11 +80,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results["provenance"] = provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device)))
     write_json(config.output_path, results)
     return results
-
-
-def completions_path(output_path: Path) -> Path:
-    """Where the completions of a results file stand: beside it, one JSON line per arm and problem."""
-    return output_path.with_name(f"{output_path.stem}.completions.jsonl")
 
 
 class _Models:

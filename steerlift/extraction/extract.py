@@ -12,7 +12,7 @@ from steerlift.problems.load import load_problems
 from steerlift.problems.prompt import encode_prompt
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
-from steerlift.records.runs import Journal, check_writable, write_json
+from steerlift.records.runs import Journal, check_writable, completions_path, write_json
 from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
@@ -72,7 +72,7 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
 def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tuple[list[TokenSequence], MeanActivations]:
     tokenizer = load_tokenizer(config.finetuned_checkpoint)
     model = _load(config, config.finetuned_checkpoint)
-    completions = Journal(config.output_path.with_name(f"{config.output_path.stem}.completions.jsonl"))
+    completions = Journal(completions_path(config.output_path))
     completions.path.unlink(missing_ok=True)  # those of an earlier extraction to this place
     if config.tokens == "completion":
         sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)

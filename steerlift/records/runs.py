@@ -68,6 +68,11 @@ def _umask() -> int:
     return mask
 
 
+def completions_path(output_path: Path) -> Path:
+    """Where the completions behind a result stand: beside it, one JSON line per problem."""
+    return output_path.with_name(f"{output_path.stem}.completions.jsonl")
+
+
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
     """Writes `content` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:

@@ -24,6 +24,7 @@ from steerlift.steering.models import Model, Tokenizer, choose_device, choose_dt
 from steerlift.training.batch import StepBatch
 from steerlift.training.checkpoints import checkpoint_path, save_checkpoint
 from steerlift.training.config import TrainConfig
+from steerlift.training.grpo import has_no_signal
 from steerlift.training.policy_loss import PolicyLoss, import_liger, liger_loss, our_loss
 from steerlift.training.run_log import RunLog, import_wandb
 
@@ -160,7 +161,7 @@ class Trainer:
             "loss": loss,
             "lr": lr,
             "reward": float(batch.rewards_PG.mean()),
-            "no_signal_rate": float((batch.rewards_PG == batch.rewards_PG[:, :1]).all(dim=1).float().mean()),
+            "no_signal_rate": float(has_no_signal(batch.rewards_PG).float().mean()),
             "entropy": entropy / tokens if tokens else None,
             "grad_norm": grad_norm,
         }

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from small_pipeline import RECIPE
 
-from steerlift.evaluation.evaluate import completions_path
-from steerlift.records.runs import Journal
+from steerlift.records.runs import Journal, completions_path
 from steerlift.records.types import GradedProblem
 from steerlift.steering.vectors import SteeringVectors
 

@@ -10,8 +10,9 @@ import torch
 from evaluated import some_vectors, timeless
 
 from steerlift.evaluation import evaluate as evaluate_module
-from steerlift.evaluation.evaluate import completions_path, evaluate
+from steerlift.evaluation.evaluate import evaluate
 from steerlift.records.errors import InputError
+from steerlift.records.runs import completions_path
 from steerlift.steering.vectors import SteeringVectors
 
 
