@@ -15,8 +15,10 @@ from steerlift.records.errors import InputError
 from steerlift.records.runs import replacing
 from steerlift.report.christmas import decorate
 from steerlift.report.config import PlotConfig
+from steerlift.report.curves import draw_curves
 from steerlift.report.results import Arm, Results, load_results
 from steerlift.report.themes import THEMES, Theme
+from steerlift.report.training_run import load_training_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,22 +41,30 @@ SMALLEST_FONT = 6.0
 
 
 def plot(config: PlotConfig) -> Path:
-    """Draws the results into `config.output_path` and returns that path.
+    """Draws the results or the training run into `config.picture_path()` and returns that path.
 
-    Raises InputError for an unknown ending or results that cannot be drawn, MissingInputError when they are not there.
+    Raises InputError for an unknown ending or an input that cannot be drawn, MissingInputError when it is not there.
     """
     from matplotlib import style
 
-    ending = config.output_path.suffix.lower()
+    path = config.picture_path()
+    ending = path.suffix.lower()
     if ending not in DATELESS:
-        raise InputError(f"{config.output_path}: unknown ending {ending!r}; expected one of {', '.join(DATELESS)}")
-    results = load_results(config.results_path)
+        raise InputError(f"{path}: unknown ending {ending!r}; expected one of {', '.join(DATELESS)}")
     # The salt makes the ids in an SVG, otherwise random, the same every time.
     with style.context(["default", {"svg.hashsalt": "steerlift"}]):
-        figure = draw(results, THEMES[config.theme], config.title)
-        with replacing(config.output_path) as temporary:
+        figure = _draw_input(config)
+        with replacing(path) as temporary:
             figure.savefig(temporary, format=ending[1:], dpi=DOTS_PER_INCH, metadata=DATELESS[ending])
-    return config.output_path
+    return path
+
+
+def _draw_input(config: PlotConfig) -> Figure:
+    theme = THEMES[config.theme]
+    if config.run_dir is not None:
+        return draw_curves(load_training_run(config.run_dir), theme, config.title)
+    assert config.results_path is not None  # PlotConfig takes one of the two
+    return draw(load_results(config.results_path), theme, config.title)
 
 
 def draw(results: Results, theme: Theme, title: str | None = None) -> Figure:

@@ -1,7 +1,8 @@
 """What a figure needs of a results file: each arm's score and interval, the weights, the number of problems.
 
 The file has the shape of steering_eval_results.json: base_model, finetuned_model and base_with_steering[weight], each with
-pass_at_K in percent. `ci95`, `num_eval_problems`, `random_control` and `chosen` are used where they are there.
+pass_at_K in percent, the first of them where there are several. `ci95`, `num_eval_problems`, `random_control` and `chosen`
+are used where they are there.
 """
 
 import math
@@ -81,7 +82,7 @@ def _which_k(base: dict[str, Any], where: str) -> int:
     found = [int(match[1]) for key in base if (match := _SCORE_KEY.fullmatch(key))]
     if not found:
         raise InputError(f"{where}: no score in it (found: {', '.join(base) or 'nothing'}); expected pass_at_1 in percent")
-    return min(found)
+    return found[0]
 
 
 def _by_weight(arms: dict[str, Any], k: int, where: str) -> dict[float, Arm]:

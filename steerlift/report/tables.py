@@ -1,6 +1,7 @@
 """The tables that a command ends with, and the paths of what it wrote. Reads records only."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from rich.table import Table
 
 
 def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
-    """Every arm of an evaluation: score with interval, what of the gap it recovers, format and length."""
+    """Every arm of an evaluation: score with interval, scores of further k, what of the gap it recovers, format and length."""
     base = results["base_model"]
-    metric = next(key for key in base if key.startswith("pass_at_"))
-    k = metric.removeprefix("pass_at_")
-    table = _table("arm", f"pass@{k} %", "95 % interval", "gap recovered %", "lenient %", "format %", "length", "truncated %")
+    metric, *further = _metrics(base)
+    heads = [_head(metric), "95 % interval", *map(_head, further), "gap recovered %"]
+    table = _table("arm", *heads, "lenient %", "format %", "length", "truncated %")
     chosen = results.get("chosen", {}).get("weight")
     arms = [("base", base), ("fine-tuned", results["finetuned_model"])]
     arms += [(_steered_name(weight, chosen), arm) for weight, arm in results["base_with_steering"].items()]
@@ -24,6 +25,7 @@ def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
             name,
             f"{arm[metric]:.1f}",
             interval_text(arm["ci95"]),
+            *(f"{arm[key]:.1f}" for key in further),
             gap_text(arm) if "gap_recovered" in arm else "",
             f"{arm[f'lenient_{metric}']:.1f}",
             f"{arm['format_rate']:.1f}",
@@ -46,15 +48,16 @@ def print_layers(layers: Sequence[Mapping[str, float]], paths: Sequence[Path]) -
 
 
 def print_training(run: Path, checkpoint: Path) -> None:
-    """The evaluations of a training run."""
+    """The evaluations of a training run: the first k of pass@k with its interval, the others beside it."""
     evaluations: dict[str, dict[str, Any]] = json.loads((run / "eval_summary.json").read_text(encoding="utf-8"))
-    metric = next(key for key in next(iter(evaluations.values())) if key.startswith("pass_at_"))
-    table = _table("step", f"pass@{metric.removeprefix('pass_at_')} %", "95 % interval", "lenient %", "format %", "length")
+    metric, *further = _metrics(next(iter(evaluations.values())))
+    table = _table("step", _head(metric), "95 % interval", *map(_head, further), "lenient %", "format %", "length")
     for step, summary in evaluations.items():
         table.add_row(
             step,
             f"{summary[metric]:.1f}",
             interval_text(summary["ci95"]),
+            *(f"{summary[key]:.1f}" for key in further),
             f"{summary[f'lenient_{metric}']:.1f}",
             f"{summary['format_rate']:.1f}",
             f"{summary['mean_length']:.1f}",
@@ -94,6 +97,15 @@ def gap_text(arm: Mapping[str, Any]) -> str:
     return f"{arm['gap_recovered']:.0f}" + (f" ({interval[0]:.0f} to {interval[1]:.0f})" if interval else "")
 
 
+def _metrics(scores: Mapping[str, Any]) -> list[str]:
+    """The keys of pass@k, the headline first; not those of its intervals."""
+    return [key for key in scores if re.fullmatch(r"pass_at_\d+", key)]
+
+
+def _head(metric: str) -> str:
+    return f"pass@{metric.removeprefix('pass_at_')} %"
+
+
 def _steered_name(weight: str, chosen: str | None) -> str:
     return f"base + {weight} x vectors" + ("  <- chosen on dev" if weight == chosen else "")
 
@@ -109,4 +121,4 @@ def _table(first: str, *numbers: str) -> Table:
 def _show(table: Table) -> None:
     console = Console()
     # A pipe has no width of its own; 80 columns would break rows that are to be read or parsed.
-    (console if console.is_terminal else Console(width=140)).print(table)
+    (console if console.is_terminal else Console(width=200)).print(table)
