@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from steerlift.records.types import Grade
+from steerlift.records.types import Grade, GradedProblem
 from steerlift.scoring.answers import extract_answer, extract_lenient, follows_format
 from steerlift.scoring.equality import are_equal
 
@@ -45,6 +45,11 @@ def format_reward(grade: Grade) -> float:
 def reward(grade: Grade) -> float:
     """What GRPO maximises: 1.2 for a right answer in the format, 0.2 for a wrong one, -0.5 without the format."""
     return CORRECT_REWARD * grade.correct + format_reward(grade)
+
+
+def math_reward(graded: GradedProblem) -> list[float]:
+    """`reward` of each completion: the reward function of training unless others are named."""
+    return [reward(grade) for grade in graded.grades]
 
 
 def _grade(strict: str | None, format_ok: bool, strict_equal: bool, lenient_equal: bool) -> Grade:
