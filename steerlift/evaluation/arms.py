@@ -78,10 +78,12 @@ def run_arms(
     count: int,
     options: SamplingOptions,
     seed: int,
+    few_shot: Sequence[Problem] = (),
 ) -> None:
     """Answers every problem `count` times under every arm that is not in the book yet; all arms share batches and seeds.
 
-    `make_sampler` is called only if there is something to do, so that a finished stage loads no model.
+    The problems of `few_shot` stand worked out before each. `make_sampler` is called only if there is something to do, so
+    that a finished stage loads no model.
     """
     todo = [(i, arm) for i in range(len(problems)) for arm in arms if (split, arm.name, i) not in book.done]
     if not todo:
@@ -93,5 +95,5 @@ def run_arms(
         for start in range(0, len(todo), size):
             part = todo[start : start + size]
             tasks = [Task(problems[i], count, seed, arm.weight) for i, arm in part]
-            graded = rollouts(sampler, tokenizer, tasks, options, bar.advance)
+            graded = rollouts(sampler, tokenizer, tasks, options, bar.advance, few_shot)
             book.record(split, [(arm.name, i, g) for (i, arm), g in zip(part, graded, strict=True)])

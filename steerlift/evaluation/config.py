@@ -24,8 +24,8 @@ class EvaluateConfig:
     """Problems to report on."""
     num_completions_eval: int = 20
     """Completions of each problem and arm."""
-    pass_at_k: int = 1
-    """k of pass@k; at most the number of completions."""
+    pass_at_k: tuple[int, ...] = (1,)
+    """k of pass@k, at most the number of completions; several give a column each, the first is the headline."""
     max_completion_length: int = 512
     """Most tokens of a completion."""
     temperature: float = 0.9
@@ -40,6 +40,8 @@ class EvaluateConfig:
     """Evaluate random vectors of the same norms too: at the chosen weight, or at every weight if none is chosen."""
     problems: str = "math"
     """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
+    few_shot: int = 0
+    """Worked training problems shown before each problem, chosen by the seed; give what the model was trained with."""
     split: Literal["test", "dev"] = "test"
     """Which problems to report on."""
     data_dir: str | None = None
@@ -57,7 +59,8 @@ class EvaluateConfig:
         for name in ("eval-size", "num_completions_eval", "max_completion_length", "batch_rows"):
             check_number(name, getattr(self, name.replace("-", "_")), least=1)
         check_number("temperature", self.temperature, least=0)
-        check_number("dev_size", self.dev_size, least=0)
+        for name in ("dev_size", "few_shot"):
+            check_number(name, getattr(self, name), least=0)
         check_pass_at_k(self.pass_at_k, self.num_completions_eval)
         if not self.weights or len(set(self.weights)) < len(self.weights):
             raise InputError(f"--weights {' '.join(map(str, self.weights))}: expected at least one weight, each once")

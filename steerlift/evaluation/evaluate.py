@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.results import arm_result, best_weight
-from steerlift.problems.load import load_problems
+from steerlift.problems.load import load_problems, load_worked_examples
+from steerlift.problems.prompt import few_shot_note, worked_example
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
 from steerlift.records.runs import check_writable, completions_path, write_json
@@ -39,29 +41,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
     test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
     dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
-    options = SamplingOptions(config.temperature, config.max_completion_length)
-    models = _Models(config)
-    book = Gradebook.open(completions_path(config.output_path), _settings(config, vectors, [*test, *dev]), config.overwrite)
+    few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
+    settings = _settings(config, vectors, [*test, *dev], few_shot)
+    book = Gradebook.open(completions_path(config.output_path), settings, config.overwrite)
     check_writable(config.output_path)
-    say(f"evaluating on {len(test)} {config.split} problems of {config.problems}; completions go to {book.journal.path}")
-    count, seed = config.num_completions_eval, config.seed
+    say(
+        f"evaluating on {len(test)} {config.split} problems of {config.problems}{few_shot_note(few_shot)}; "
+        f"completions go to {book.journal.path}"
+    )
+    models = _Models(config)
+    options = SamplingOptions(config.temperature, config.max_completion_length)
+    run = partial(run_arms, book, count=config.num_completions_eval, options=options, seed=config.seed, few_shot=few_shot)
 
     steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
     base_with_vectors = models.sampler(config.base_model_name, vectors)
     chosen = None
     if dev:
-        run_arms(book, base_with_vectors, steered, "dev", dev, count, options, seed)
+        run(base_with_vectors, steered, "dev", dev)
         on_dev = {arm.weight: book.graded("dev", arm.name, len(dev)) for arm in steered}
-        chosen = best_weight(on_dev, config.pass_at_k)
-    run_arms(book, base_with_vectors, [Arm(BASE), *steered], config.split, test, count, options, seed)
+        chosen = best_weight(on_dev, config.pass_at_k[0])
+    run(base_with_vectors, [Arm(BASE), *steered], config.split, test)
     random = [
         Arm(f"{RANDOM}:{arm.weight}", arm.weight)
         for arm in steered
         if config.random_control and (chosen is None or arm.weight == chosen)
     ]
     random_vectors = vectors.random_like(config.seed)
-    run_arms(book, models.sampler(config.base_model_name, random_vectors), random, config.split, test, count, options, seed)
-    run_arms(book, models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test, count, options, seed)
+    run(models.sampler(config.base_model_name, random_vectors), random, config.split, test)
+    run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
     models.release()
 
     results = _results(config, book, steered, random, len(test))
@@ -112,16 +119,16 @@ class _Models:
 
 
 def _results(config: EvaluateConfig, book: Gradebook, steered: list[Arm], random: list[Arm], count: int) -> dict[str, Any]:
-    k, seed = config.pass_at_k, config.seed
+    ks, seed = config.pass_at_k, config.seed
     base = book.graded(config.split, BASE, count)
     finetuned = book.graded(config.split, FINETUNED, count)
 
     def against_both(arm: Arm) -> dict[str, Any]:
-        return arm_result(book.graded(config.split, arm.name, count), k, seed, base, finetuned)
+        return arm_result(book.graded(config.split, arm.name, count), ks, seed, base, finetuned)
 
     results: dict[str, Any] = {
-        "base_model": arm_result(base, k, seed),
-        "finetuned_model": arm_result(finetuned, k, seed, base),
+        "base_model": arm_result(base, ks, seed),
+        "finetuned_model": arm_result(finetuned, ks, seed, base),
         "base_with_steering": {str(arm.weight): against_both(arm) for arm in steered},
     }
     if random:
@@ -130,12 +137,14 @@ def _results(config: EvaluateConfig, book: Gradebook, steered: list[Arm], random
 
 
 def _dev_scores(config: EvaluateConfig, book: Gradebook, steered: list[Arm], count: int) -> dict[str, Any]:
-    k, seed = config.pass_at_k, config.seed
-    scored = {str(arm.weight): arm_result(book.graded("dev", arm.name, count), k, seed) for arm in steered}
+    ks, seed = config.pass_at_k, config.seed
+    scored = {str(arm.weight): arm_result(book.graded("dev", arm.name, count), ks, seed) for arm in steered}
     return {weight: {key: value for key, value in arm.items() if key != "examples"} for weight, arm in scored.items()}
 
 
-def _settings(config: EvaluateConfig, vectors: SteeringVectors, problems: list[Problem]) -> dict[str, Any]:
+def _settings(
+    config: EvaluateConfig, vectors: SteeringVectors, problems: list[Problem], few_shot: list[Problem]
+) -> dict[str, Any]:
     """What completions depend on: two runs with the same settings share a completions file, so weights can be added later."""
     device = choose_device(config.device)
     return {
@@ -143,6 +152,7 @@ def _settings(config: EvaluateConfig, vectors: SteeringVectors, problems: list[P
         "finetuned_model": _identity(config.finetuned_checkpoint),
         "vectors": _digest(f"{index} {vector.tolist()}" for index, vector in vectors.layers.items()),
         "problems": _digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
+        "few_shot": _digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),
         "completions": config.num_completions_eval,
         "max_completion_length": config.max_completion_length,
         "temperature": config.temperature,

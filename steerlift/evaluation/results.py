@@ -21,27 +21,33 @@ def scores(graded: Graded, k: int, lenient: bool = False) -> list[float]:
     ]
 
 
-def summarize(graded: Graded, k: int, seed: int) -> dict[str, Any]:
-    """The numbers of one arm: the original's keys, then ours."""
-    strict = scores(graded, k)
-    interval = mean_interval(strict, seed=seed)
-    lenient = scores(graded, k, lenient=True)
+def summarize(graded: Graded, ks: Sequence[int], seed: int) -> dict[str, Any]:
+    """The numbers of one arm: the original's keys, then ours.
+
+    The first k is the headline: `ci95` and the lenient scores are its own. Every further k has its `pass_at_<k>_ci95`.
+    """
+    headline, *further = ks
+    strict = {k: scores(graded, k) for k in ks}
+    intervals = {k: mean_interval(values, seed=seed) for k, values in strict.items()}
+    lenient = scores(graded, headline, lenient=True)
     completions = [c for g in graded for c in g.completions]
     grades = [grade for g in graded for grade in g.grades]
     summary = {
-        f"pass_at_{k}": _percent(_mean(strict)),
+        **{f"pass_at_{k}": _percent(_mean(values)) for k, values in strict.items()},
         "avg_format_reward": _mean([format_reward(grade) for grade in grades]),
         "num_eval_problems": len(graded),
-        "ci95": _percents(interval),
-        "ci95_method": interval.method,
-        f"lenient_pass_at_{k}": _percent(_mean(lenient)),
+        "ci95": _percents(intervals[headline]),
+        "ci95_method": intervals[headline].method,
+        **{f"pass_at_{k}_ci95": _percents(intervals[k]) for k in further},
+        f"lenient_pass_at_{headline}": _percent(_mean(lenient)),
         "lenient_ci95": _percents(mean_interval(lenient, seed=seed)),
         "format_rate": _percent(_mean([grade.format_ok for grade in grades])),
         "truncated_rate": _percent(_mean([c.truncated for c in completions])),
         "mean_length": _mean([len(c.token_ids) for c in completions]),
         "completions_per_problem": len(grades) // len(graded),
     }
-    return {**summary, "note": interval.note} if interval.note else summary
+    note = _notes(intervals)
+    return {**summary, "note": note} if note else summary
 
 
 def examples(graded: Graded, k: int) -> list[dict[str, Any]]:
@@ -70,10 +76,14 @@ def examples(graded: Graded, k: int) -> list[dict[str, Any]]:
 
 
 def arm_result(
-    graded: Graded, k: int, seed: int, base: Graded | None = None, finetuned: Graded | None = None
+    graded: Graded, ks: Sequence[int], seed: int, base: Graded | None = None, finetuned: Graded | None = None
 ) -> dict[str, Any]:
-    """One arm of a results file; with the base it is compared to it, with both the gap it recovers is given."""
-    result = summarize(graded, k, seed)
+    """One arm of a results file; with the base it is compared to it, with both the gap it recovers is given.
+
+    Comparisons and examples are those of the first k.
+    """
+    k = ks[0]
+    result = summarize(graded, ks, seed)
     if base is not None:
         difference, interval = paired_difference(scores(graded, k), scores(base, k), seed=seed)
         result["difference_from_base"] = _percent(difference)
@@ -97,6 +107,14 @@ def gap_fields(gap: GapRecovered) -> dict[str, Any]:
 def best_weight(by_weight: Mapping[float, Graded], k: int) -> float:
     """The weight of the highest score; of equal ones the one nearest 0, which disturbs the model least."""
     return min(by_weight, key=lambda weight: (-round(_mean(scores(by_weight[weight], k)), 9), abs(weight)))
+
+
+def _notes(intervals: Mapping[int, Interval]) -> str:
+    """Why intervals were not made the usual way: the first k's as it is, of the others what it does not say already."""
+    first, *further = intervals
+    notes = [intervals[first].note]
+    notes += [f"pass@{k}: {intervals[k].note}" for k in further if intervals[k].note not in ("", intervals[first].note)]
+    return "; ".join(note for note in notes if note)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,6 +39,8 @@ class ExtractConfig:
     """Most tokens of a completion."""
     problems: str = "math"
     """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
+    few_shot: int = 0
+    """Worked training problems shown before each problem, chosen by the seed; give what the model was trained with."""
     data_dir: str | None = None
     """Folder that holds the problems (math/train.jsonl.gz ...); default: STEERLIFT_DATA, else the hub."""
     device: str = "auto"
@@ -51,6 +53,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         for name in ("train-size", "max_examples", "max_completion_length", "batch_rows"):
             check_number(name, getattr(self, name.replace("-", "_")), least=1)
-        check_number("temperature", self.temperature, least=0)
+        for name in ("temperature", "few_shot"):
+            check_number(name, getattr(self, name), least=0)
         if self.output_path.suffix not in (".json", ".safetensors"):
             raise InputError(f"--output_path {self.output_path}: expected a name that ends in .safetensors or .json")

@@ -8,14 +8,14 @@ from typing import Any
 
 from steerlift.extraction.activations import MeanActivations, TokenSequence, mean_activations
 from steerlift.extraction.config import ExtractConfig
-from steerlift.problems.load import load_problems
-from steerlift.problems.prompt import encode_prompt
+from steerlift.problems.load import load_problems, load_worked_examples
+from steerlift.problems.prompt import encode_prompt, few_shot_note
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
 from steerlift.records.runs import Journal, check_writable, completions_path, write_json
 from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
-from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
+from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.models import (
     Model,
@@ -43,10 +43,15 @@ def extract(config: ExtractConfig) -> Extraction:
     """Writes the vectors, their norms and the completions that were averaged. Returns them."""
     check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
     check_writable(config.output_path)
-    problems = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir)[: config.max_examples]
-    say(f"extracting from {len(problems)} training problems of {config.problems}, {config.tokens} tokens")
+    few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
+    drawn = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir, few_shot)
+    problems = drawn[: config.max_examples]
+    say(
+        f"extracting from {len(problems)} training problems of {config.problems}{few_shot_note(few_shot)}, "
+        f"{config.tokens} tokens"
+    )
     # The fine-tuned model first: it writes the completions that both then read.
-    sequences, finetuned = _finetuned_means(config, problems)
+    sequences, finetuned = _finetuned_means(config, problems, few_shot)
     base_model = _load(config, config.base_model_name)
     base = _means(config, base_model, sequences, "base")
     vectors = mean_difference(
@@ -69,7 +74,9 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
     return SteeringVectors({index: vector.float() for index, vector in enumerate(difference_LH)}, metadata)
 
 
-def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tuple[list[TokenSequence], MeanActivations]:
+def _finetuned_means(
+    config: ExtractConfig, problems: Sequence[Problem], few_shot: Sequence[Problem]
+) -> tuple[list[TokenSequence], MeanActivations]:
     tokenizer = load_tokenizer(config.finetuned_checkpoint)
     model = _load(config, config.finetuned_checkpoint)
     completions = Journal(completions_path(config.output_path))
@@ -79,11 +86,11 @@ def _finetuned_means(config: ExtractConfig, problems: Sequence[Problem]) -> tupl
         options = SamplingOptions(config.temperature, config.max_completion_length)
         tasks = [Task(problem, 1, config.seed) for problem in problems]
         with progress("sampling completions", len(tasks)) as bar:
-            graded = rollouts(sampler, tokenizer, tasks, options, bar.advance)
-        completions.append(g.to_row() for g in graded)
-        sequences = [_sequence(prompt_ids(tokenizer, g.prompt), g.completions[0].token_ids) for g in graded]
+            sampled = sample_tasks(sampler, tokenizer, tasks, options, bar.advance, few_shot)
+        completions.append(s.to_row() for s in sampled)
+        sequences = [_sequence(prompt_ids(tokenizer, s.prompt), s.completions[0].token_ids) for s in sampled]
     else:
-        sequences = [_sequence(encode_prompt(tokenizer, problem.problem)) for problem in problems]
+        sequences = [_sequence(encode_prompt(tokenizer, problem.problem, few_shot=few_shot)) for problem in problems]
     return sequences, _means(config, model, sequences, "fine-tuned")
 
 
@@ -112,6 +119,7 @@ def _metadata(config: ExtractConfig, problems: int, tokens: int, architecture_li
         "tokens": config.tokens,
         "tokens_averaged": str(tokens),
         "problems": f"{problems} of {config.problems}, train",
+        "few_shot": str(config.few_shot),
         "seed": str(config.seed),
         "steerlift": package_version(),
     }

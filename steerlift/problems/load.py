@@ -1,4 +1,7 @@
-"""`load_problems`: a seeded sample of the train, dev or test split of MATH, GSM8K, a file of problems or the embedded ones."""
+"""`load_problems`: a seeded sample of the train, dev or test split of MATH, GSM8K, a file of problems or the embedded ones.
+
+`load_worked_examples`: training problems to be shown, solved, before each problem.
+"""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ from typing import Literal, get_args
 from steerlift.problems.embedded import embedded_problems
 from steerlift.problems.files import SUFFIXES, read_problems
 from steerlift.problems.hub import HUB_NAMES, load_from_hub
+from steerlift.problems.prompt import clean_solution
 from steerlift.problems.splits import carve, distinct, sample, without
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.progress import say
@@ -20,6 +24,9 @@ DEV_SHARE = 0.1
 DEV_LIMIT = 500
 TEST_SHARE = 0.2  # only where one file has to give all three splits
 
+LONGEST_SOLUTION = 400
+"""Most characters of a worked example's solution: every prompt carries all of them."""
+
 
 def load_problems(
     source: str = "math",
@@ -27,6 +34,7 @@ def load_problems(
     size: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
+    held_out: Sequence[Problem] = (),
 ) -> list[Problem]:
     """`size` problems of a split (all when None) in a seeded order; the same everywhere for the same arguments.
 
@@ -40,6 +48,7 @@ def load_problems(
         seed: Which problems are taken, and their order. A smaller size gives the beginning of a larger one.
         data_dir: A folder with `<source>/train.jsonl.gz` and so on, or with the files themselves, instead of
             $STEERLIFT_DATA. Without either, `math` and `gsm8k` come from the Hugging Face hub.
+        held_out: Problems to leave out, and near copies of them: training problems that are worked examples.
 
     Raises InputError for a wrong argument or record, MissingInputError for a missing file or an unreachable hub.
     """
@@ -50,8 +59,39 @@ def load_problems(
     if source == "embedded":
         if data_dir is not None:
             raise InputError(f"data_dir: got {data_dir} with the embedded problems, which need no data; leave one out")
-        return embedded_problems(split, size, seed)
-    return sample(_split(source, split, data_dir), size, seed)
+        problems = embedded_problems(split)
+    else:
+        problems = _split(source, split, data_dir)
+    if held_out:
+        problems = without(problems, held_out)
+        if not problems:
+            raise InputError(
+                f"held_out: got {len(held_out)} problem(s) that leave no {split} problem of {source}; expected some to be"
+                " left; hold out fewer (a lower few_shot)"
+            )
+    return sample(problems, size, seed)
+
+
+def load_worked_examples(
+    source: str = "math", count: int = 0, seed: int = 0, data_dir: str | Path | None = None
+) -> list[Problem]:
+    """The first `count` problems of the seeded training sample that have a solution of at most LONGEST_SOLUTION characters.
+
+    They are what `render_prompt` takes as `few_shot`; give them to load_problems as `held_out` to train on other problems.
+    Raises InputError for a count below 0 or when there are fewer, and what load_problems raises.
+    """
+    if count < 0:
+        raise InputError(f"few_shot: got {count}; expected at least 0")
+    if count == 0:
+        return []
+    problems = load_problems(source, "train", None, seed, data_dir)
+    worked = [problem for problem in problems if 0 < len(clean_solution(problem)) <= LONGEST_SOLUTION]
+    if len(worked) < count:
+        raise InputError(
+            f"few_shot: got {len(worked)} training problem(s) of {source} with a solution of at most {LONGEST_SOLUTION}"
+            f" characters; expected at least {count}; ask for fewer or add solutions"
+        )
+    return worked[:count]
 
 
 def _split(source: str, split: Split, data_dir: str | Path | None) -> list[Problem]:

@@ -1,5 +1,6 @@
 """Prompts: the system prompt, the chat messages of a problem and their token ids, for every kind of chat template."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,10 @@ SYSTEM_PROMPT = (
 )
 
 Message = dict[str, str]
+
+# GSM8K marks its sums for a calculator (8 * 2 = <<8*2=16>>16) and ends in a line with the result (#### 16).
+_CALCULATOR_MARK = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
+_RESULT_LINE = re.compile(r"^####[^#\n]*\Z", re.MULTILINE)
 
 
 class ChatTokenizer(Protocol):
@@ -47,14 +52,20 @@ def build_messages(problem: str, system_prompt: str = SYSTEM_PROMPT, few_shot: S
 
 def worked_example(example: Problem) -> str:
     """The solution and the answer inside the tags; a solution that already has them stays as it is."""
-    if not example.solution.strip():
+    solution = clean_solution(example)
+    if not solution:
         raise InputError(
             f"few_shot: got {example.unique_id or example.problem!r} without a solution; expected a worked example;"
             " take another problem"
         )
-    if "<think>" in example.solution and "</answer>" in example.solution:
-        return example.solution.strip()
-    return f"<think>{example.solution}</think><answer>{example.answer}</answer>"
+    if "<think>" in solution and "</answer>" in solution:
+        return solution
+    return f"<think>{solution}</think><answer>{example.answer}</answer>"
+
+
+def clean_solution(example: Problem) -> str:
+    """The solution without what GSM8K adds for machines, calculator marks and the last line; empty where there is none."""
+    return _RESULT_LINE.sub("", _CALCULATOR_MARK.sub("", example.solution).strip()).strip()
 
 
 def render_prompt(
@@ -95,6 +106,12 @@ def encode_prompt(
 ) -> list[int]:
     """The token ids of `render_prompt`. The text holds its BOS already, so the tokenizer adds no special tokens."""
     return tokenizer.encode(render_prompt(tokenizer, problem, system_prompt, few_shot), add_special_tokens=False)
+
+
+def few_shot_note(few_shot: Sequence[Problem]) -> str:
+    """What a line about prompts goes on with: ` with 2 worked examples before each problem`; nothing where there are none."""
+    count = len(few_shot)
+    return f" with {count} worked example{'s' if count > 1 else ''} before each problem" if count else ""
 
 
 def _layouts(problem: str, system_prompt: str, few_shot: Sequence[Problem]) -> list[list[Message]]:

@@ -1,6 +1,7 @@
 """Checks of options that several commands share; each failure is one line that names the flag, the value and the bounds."""
 
 import math
+from collections.abc import Sequence
 
 from steerlift.records.errors import InputError
 
@@ -29,10 +30,13 @@ def check_number(
         raise InputError(f"--{name} {value}: expected {expected}")
 
 
-def check_pass_at_k(k: int, completions: int) -> None:
-    """Raises InputError unless 1 <= k <= completions: pass@k is undefined beyond."""
-    if not 1 <= k <= completions:
-        raise InputError(
-            f"--pass_at_k {k} with {completions} completions a problem: "
-            "pass@k needs 1 <= k <= completions; lower k or raise --num_completions_eval"
-        )
+def check_pass_at_k(ks: Sequence[int], completions: int) -> None:
+    """Raises InputError unless there is a k, each once, and 1 <= k <= completions: pass@k is undefined beyond."""
+    if not ks or len(set(ks)) < len(ks):
+        raise InputError(f"--pass_at_k {' '.join(map(str, ks))}: expected at least one k, each once")
+    for k in ks:
+        if not 1 <= k <= completions:
+            raise InputError(
+                f"--pass_at_k {k} with {completions} completions a problem: "
+                "pass@k needs 1 <= k <= completions; lower k or raise --num_completions_eval"
+            )

@@ -1,12 +1,16 @@
-"""Rollouts: problems become prompts, the sampler answers them, the answers are graded. Training and evaluation share this."""
+"""Rollouts: problems become prompts, the sampler answers them, the answers are graded.
+
+Training and evaluation share this; extraction, which has no use for grades, samples only.
+"""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
 from steerlift.problems.prompt import render_prompt
-from steerlift.records.types import GradedProblem, Problem
+from steerlift.records.types import Completion, GradedProblem, Problem
 from steerlift.sampling.draws import row_seed
 from steerlift.sampling.sampler import OnDone, Request, Sampler, SamplingOptions
 from steerlift.scoring.rewards import grade_all
@@ -23,22 +27,62 @@ class Task:
     weight: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class SampledProblem:
+    """One problem, the prompt a model saw and its completions, without grades."""
+
+    problem: Problem
+    prompt: str
+    completions: tuple[Completion, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """A JSON object of the shape of GradedProblem's, without the grades."""
+        return {
+            "problem": asdict(self.problem),
+            "prompt": self.prompt,
+            "completions": [
+                {"text": c.text, "token_ids": list(c.token_ids), "truncated": c.truncated} for c in self.completions
+            ],
+        }
+
+
 def rollouts(
-    sampler: Sampler, tokenizer: Tokenizer, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone | None = None
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    options: SamplingOptions,
+    on_done: OnDone | None = None,
+    few_shot: Sequence[Problem] = (),
 ) -> list[GradedProblem]:
-    """Samples and grades every task, in order."""
-    prompts = [render_prompt(tokenizer, task.problem.problem) for task in tasks]
+    """Samples and grades every task, in order; the problems of `few_shot` stand worked out before each."""
+    return grade_sampled(sample_tasks(sampler, tokenizer, tasks, options, on_done, few_shot))
+
+
+def sample_tasks(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    options: SamplingOptions,
+    on_done: OnDone | None = None,
+    few_shot: Sequence[Problem] = (),
+) -> list[SampledProblem]:
+    """The first half of `rollouts`: every task's prompt and completions, in order."""
+    prompts = [render_prompt(tokenizer, task.problem.problem, few_shot=few_shot) for task in tasks]
     requests = [
         Request(prompt_ids(tokenizer, prompt), _sample_seeds(task), task.weight)
         for prompt, task in zip(prompts, tasks, strict=True)
     ]
     sampled = sampler.sample(requests, options, on_done)
-    answers = ((c.text, task.problem.answer) for task, completions in zip(tasks, sampled, strict=True) for c in completions)
-    grades = iter(grade_all(list(answers)))
     return [
-        GradedProblem(task.problem, prompt, tuple(completions), tuple(islice(grades, len(completions))))
+        SampledProblem(task.problem, prompt, tuple(completions))
         for task, prompt, completions in zip(tasks, prompts, sampled, strict=True)
     ]
+
+
+def grade_sampled(sampled: Sequence[SampledProblem]) -> list[GradedProblem]:
+    """The second half: the same problems with a grade for each completion; all are graded as one batch."""
+    grades = iter(grade_all([(c.text, s.problem.answer) for s in sampled for c in s.completions]))
+    return [GradedProblem(s.problem, s.prompt, s.completions, tuple(islice(grades, len(s.completions)))) for s in sampled]
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:

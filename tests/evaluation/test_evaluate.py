@@ -1,4 +1,5 @@
 import json
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from steerlift.evaluation import evaluate as evaluate_module
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.evaluate import evaluate
 from steerlift.evaluation.results import arm_result
-from steerlift.problems.load import load_problems
+from steerlift.problems.load import load_problems, load_worked_examples
+from steerlift.problems.prompt import render_prompt
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.report.results import load_results
+from steerlift.report.tables import print_results
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, rollouts
 from steerlift.sampling.sampler import SamplingOptions
@@ -49,11 +52,11 @@ def test_settings_can_be_run_again(config):
 def test_every_number_comes_from_the_completions_file(config):
     results = evaluate(config)
     base, finetuned = (graded(config.output_path, "test", arm) for arm in ("base", "finetuned"))
-    assert results["base_model"] == arm_result(base, 1, config.seed)
-    assert results["finetuned_model"] == arm_result(finetuned, 1, config.seed, base)
+    assert results["base_model"] == arm_result(base, (1,), config.seed)
+    assert results["finetuned_model"] == arm_result(finetuned, (1,), config.seed, base)
     for weight in (0.5, 1.0):
         steered = graded(config.output_path, "test", f"steered:{weight}")
-        assert results["base_with_steering"][str(weight)] == arm_result(steered, 1, config.seed, base, finetuned)
+        assert results["base_with_steering"][str(weight)] == arm_result(steered, (1,), config.seed, base, finetuned)
 
 
 def test_the_completions_are_those_of_each_model_at_each_weight(config):
@@ -80,6 +83,54 @@ def test_the_weight_is_chosen_on_dev_and_the_control_runs_there_only(config):
     test = {g.problem.problem for g in graded(config.output_path, "test", "base")}
     assert len(dev) == 4
     assert not dev & test
+
+
+def test_of_several_ks_the_first_is_the_headline_everywhere(config, capsys):
+    results = evaluate(replace(config, pass_at_k=(2, 1, 3), dev_size=4))
+    base, finetuned = (graded(config.output_path, "test", arm) for arm in ("base", "finetuned"))
+    assert results["finetuned_model"] == arm_result(finetuned, (2, 1, 3), config.seed, base)
+    arms = [results["base_model"], *results["base_with_steering"].values(), *results["chosen"]["dev"].values()]
+    for arm in arms:
+        assert [key for key in arm if key.startswith("pass_at_")] == [
+            "pass_at_2", "pass_at_1", "pass_at_3", "pass_at_1_ci95", "pass_at_3_ci95",
+        ]  # fmt: skip
+        assert arm["pass_at_1"] <= arm["pass_at_2"] <= arm["pass_at_3"]
+    assert all("pass_at_2" in example and "pass_at_1" not in example for example in results["base_model"]["examples"])
+    dev = results["chosen"]["dev"]
+    assert dev[results["chosen"]["weight"]]["pass_at_2"] == max(scores["pass_at_2"] for scores in dev.values())
+    drawn = load_results(config.output_path)
+    assert drawn.k == 2
+    assert drawn.base.score == results["base_model"]["pass_at_2"]
+    assert list(drawn.base.interval) == results["base_model"]["ci95"]
+    capsys.readouterr()
+    print_results(results, [])
+    printed = capsys.readouterr().out.splitlines()
+    assert re.findall(r"pass@\d %|95 % interval|lenient %", printed[1]) == [
+        "pass@2 %", "95 % interval", "pass@1 %", "pass@3 %", "lenient %",
+    ]  # fmt: skip
+    cells = [cell.strip() for cell in next(line for line in printed if "fine-tuned" in line).split("│")]
+    assert [cells[2], cells[4], cells[5]] == [f"{results['finetuned_model'][f'pass_at_{k}']:.1f}" for k in (2, 1, 3)]
+
+
+def test_worked_examples_stand_before_every_problem(config, capsys):
+    config = replace(config, problems="embedded", eval_size=4, dev_size=2, few_shot=2, weights=(1.0,))
+    results = evaluate(config)
+    assert "evaluating on 4 test problems of embedded with 2 worked examples before each problem; " in capsys.readouterr().err
+    assert results["settings"]["few_shot"] == 2
+    few_shot = load_worked_examples("embedded", 2, config.seed)
+    problems = load_problems("embedded", "test", 4, config.seed)
+    prompts = [render_prompt(tokenizer(), problem.problem, few_shot=few_shot) for problem in problems]
+    for arm in ("base", "finetuned", "steered:1.0"):
+        assert [g.prompt for g in graded(config.output_path, "test", arm)] == prompts
+    assert all(example.solution in g.prompt for example in few_shot for g in graded(config.output_path, "dev", "steered:1.0"))
+
+
+@pytest.mark.usefixtures("no_sampling")
+def test_worked_examples_that_are_not_there_are_said_before_anything_is_loaded(config):
+    with pytest.raises(InputError, match="few_shot: got 0 training problem") as raised:
+        evaluate(replace(config, few_shot=1))
+    assert "\n" not in str(raised.value)
+    assert not config.output_path.parent.exists()
 
 
 def test_a_zero_vector_is_the_base_completion_by_completion(config, tmp_path):
@@ -127,8 +178,12 @@ def test_a_place_that_cannot_be_written_is_one_line(config, tmp_path):
     [
         ({"eval_size": 0}, "--eval-size 0"),
         ({"num_completions_eval": 0}, "--num_completions_eval 0"),
-        ({"pass_at_k": 4}, "--pass_at_k 4 with 3 completions"),
-        ({"pass_at_k": 0}, "--pass_at_k 0"),
+        ({"pass_at_k": (4,)}, "--pass_at_k 4 with 3 completions"),
+        ({"pass_at_k": (1, 3, 5)}, "--pass_at_k 5 with 3 completions"),
+        ({"pass_at_k": (0,)}, "--pass_at_k 0"),
+        ({"pass_at_k": ()}, "--pass_at_k : expected at least one k, each once"),
+        ({"pass_at_k": (1, 3, 1)}, "--pass_at_k 1 3 1: expected at least one k, each once"),
+        ({"few_shot": -1}, "--few_shot -1"),
         ({"weights": ()}, "--weights"),
         ({"weights": (0.5, 0.5)}, "--weights 0.5 0.5: expected at least one weight, each once"),
         ({"weights": (float("nan"),)}, "--weights nan"),

@@ -51,7 +51,8 @@ def test_a_weight_added_later_reuses_the_completions(config):
     assert list(results["base_with_steering"]) == ["1.0", "0.5"]
     assert results["base_with_steering"]["0.5"] == first["base_with_steering"]["0.5"]
     # Another k needs no new completions either.
-    assert evaluate(replace(config, weights=(0.5,), pass_at_k=2))["base_model"]["pass_at_2"] >= first["base_model"]["pass_at_1"]
+    further = evaluate(replace(config, weights=(0.5,), pass_at_k=(2, 1)))["base_model"]
+    assert further["pass_at_2"] >= further["pass_at_1"] == first["base_model"]["pass_at_1"]
     assert completions_path(config.output_path).read_bytes() == after
 
 
@@ -75,6 +76,14 @@ def test_other_settings_are_refused_by_name(config, changes, named):
         "name another --output_path or pass --overwrite"
     )
     assert {path.name: path.read_bytes() for path in config.output_path.parent.iterdir()} == before
+
+
+def test_other_worked_examples_make_other_completions(config):
+    config = replace(config, problems="embedded", few_shot=1, num_completions_eval=1, weights=(0.5,))
+    evaluate(config)
+    for few_shot in (0, 2):
+        with pytest.raises(InputError, match=r"other settings \(few_shot\)"):
+            evaluate(replace(config, few_shot=few_shot))
 
 
 def test_overwrite_starts_over(config, tmp_path):

@@ -10,7 +10,7 @@ from small_pipeline import RECIPE, problem_file, saved, tokenizer, trained, untr
 from steerlift.extraction import extract as extract_module
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.extract import extract
-from steerlift.problems.load import load_problems
+from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import encode_prompt
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.provenance import package_version
@@ -95,6 +95,7 @@ def test_the_files_say_what_was_averaged(config, folders):
         "tokens": "completion",
         "tokens_averaged": str(sum(len(completion) for _, completion in pairs)),
         "problems": f"{COUNT} of {folders['problems']}, train",
+        "few_shot": "0",
         "seed": "3",
         "steerlift": package_version(),
     }
@@ -140,6 +141,31 @@ def test_the_completions_are_those_of_the_finetuned_model(config):
     assert [row["problem"]["problem"] for row in rows] == [p.problem for p in load_problems(config.problems, "train", COUNT, 3)]
     # Nearly always its one answer, where the base has three.
     assert sum(row["completions"][0]["text"].endswith("<answer>7</answer>") for row in rows) > COUNT / 2
+
+
+def test_the_completions_are_not_graded(config, monkeypatch):
+    monkeypatch.setattr(rollouts_module, "grade_all", None)
+    extract(config)
+    rows = Journal(config.output_path.with_name("v.completions.jsonl")).read()
+    assert all(set(row["completions"][0]) == {"text", "token_ids", "truncated"} for row in rows)
+
+
+@pytest.mark.parametrize("tokens", ["completion", "prompt", "last"])
+def test_worked_examples_stand_before_other_problems(config, tokens, capsys):
+    config = replace(config, problems="embedded", few_shot=2, tokens=tokens, train_size=6)
+    vectors = extract(config).vectors
+    said = f"extracting from 6 training problems of embedded with 2 worked examples before each problem, {tokens} tokens"
+    assert said in capsys.readouterr().err
+    assert vectors.metadata["few_shot"] == "2"
+    few_shot, problems = load_worked_examples("embedded", 2, 3), load_problems("embedded", "train", 8, 3)
+    assert problems[:2] == few_shot
+    prompts = [encode_prompt(tokenizer(), problem.problem, few_shot=few_shot) for problem in problems[2:]]
+    if tokens == "completion":
+        pairs = sampled_ids(config.output_path.with_name("v.completions.jsonl"))
+        assert [list(prompt) for prompt, _ in pairs] == prompts
+    else:
+        expected = sum(map(len, prompts)) - 6 if tokens == "prompt" else 6
+        assert vectors.metadata["tokens_averaged"] == str(expected)
 
 
 def test_json_has_the_originals_shape(config):
@@ -206,7 +232,7 @@ def test_models_of_two_shapes_are_refused_with_both_named(config, folders):
     ],
 )
 def test_what_cannot_work_is_refused_at_once(config, folders, tmp_path, monkeypatch, changes, error, message):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("it sampled first")
 
     monkeypatch.setattr(rollouts_module, "render_prompt", refuse)
@@ -225,6 +251,7 @@ def test_what_cannot_work_is_refused_at_once(config, folders, tmp_path, monkeypa
         ({"max_examples": 0}, "--max_examples 0"),
         ({"batch_rows": 0}, "--batch_rows 0"),
         ({"batch_rows": -1}, "--batch_rows -1"),
+        ({"few_shot": -1}, "--few_shot -1"),
     ],
 )
 def test_impossible_numbers_are_refused(config, changes, message):

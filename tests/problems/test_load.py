@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from steerlift.problems.load import load_problems
+from steerlift.problems.load import LONGEST_SOLUTION, load_problems, load_worked_examples
+from steerlift.problems.prompt import clean_solution, worked_example
 from steerlift.problems.splits import near_key, text_key
 from steerlift.records.errors import InputError, MissingInputError
 
@@ -260,3 +261,69 @@ def test_too_few_problems(write, tmp_path):
         f"{tmp_path}/folder: got 1 training problem(s) that are not in test; expected at least 2, as dev is carved out"
         " of train; add some"
     )
+
+
+@pytest.mark.parametrize("source", ["math", "gsm8k", "embedded"])
+def test_worked_examples_are_the_first_of_the_training_sample_that_are_short(source):
+    data_dir = None if source == "embedded" else DATA
+    train = load_problems(source, "train", seed=1, data_dir=data_dir)
+    short = [problem for problem in train if len(clean_solution(problem)) <= LONGEST_SOLUTION]
+    assert load_worked_examples(source, 3, 1, data_dir) == short[:3]
+    assert load_worked_examples(source, 5, 1, data_dir) == short[:5]
+    assert load_worked_examples(source, 3, 2, data_dir) != short[:3]
+    for example in short[:5]:
+        shown = worked_example(example)
+        assert shown.startswith("<think>")
+        assert shown.endswith(f"</think><answer>{example.answer}</answer>")
+        assert not any(mark in shown for mark in ("<<", ">>", "####"))
+        # MATH's own mark of the answer is part of its reasoning.
+        assert ("\\boxed" in shown) == (source == "math")
+
+
+def test_training_goes_on_without_the_worked_examples_and_their_near_copies(tmp_path):
+    long = "How many apples does Ann have who buys {} apples, {}?"
+    rows = [
+        {"problem": long.format(n, word), "answer": "1", "solution": "1"} for n in range(9) for word in ("eats one", "eats-one")
+    ]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in (rows if name == "train" else rows[:2]))
+        )
+    (example,) = load_worked_examples(str(tmp_path), 1)
+    whole = load_problems(str(tmp_path))
+    rest = load_problems(str(tmp_path), held_out=[example])
+    assert [problem for problem in whole if near_key(problem.problem) != near_key(example.problem)] == rest
+    assert len(rest) == len(whole) - 2
+    # As many as were asked for, the same in the same order.
+    assert load_problems(str(tmp_path), size=5, held_out=[example]) == rest[:5]
+    with pytest.raises(InputError) as error:
+        load_problems(str(tmp_path), held_out=whole)
+    assert str(error.value) == (
+        f"held_out: got {len(whole)} problem(s) that leave no train problem of {tmp_path}; expected some to be left; hold out"
+        " fewer (a lower few_shot)"
+    )
+
+
+def test_the_embedded_problems_go_on_without_their_worked_examples():
+    examples = load_worked_examples("embedded", 2, 5)
+    assert load_problems("embedded", "train", 10, 5, held_out=examples) == load_problems("embedded", "train", 12, 5)[2:]
+
+
+def test_no_worked_example_asks_for_no_data():
+    assert load_worked_examples("nowhere") == []
+
+
+def test_too_few_worked_examples(tmp_path):
+    rows = [{"problem": f"p{n}", "answer": "1", "solution": "x" * length} for n, length in enumerate([0, 400, 401] * 10)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    usable = sum(len(problem.solution) == 400 for problem in load_problems(str(path)))
+    assert len(load_worked_examples(str(path), usable)) == usable > 1
+    with pytest.raises(InputError) as error:
+        load_worked_examples(str(path), usable + 1)
+    assert str(error.value) == (
+        f"few_shot: got {usable} training problem(s) of {path} with a solution of at most 400 characters; expected at least"
+        f" {usable + 1}; ask for fewer or add solutions"
+    )
+    with pytest.raises(InputError, match="few_shot: got -1; expected at least 0"):
+        load_worked_examples(str(path), -1)

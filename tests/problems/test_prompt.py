@@ -5,7 +5,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from steerlift.problems.prompt import SYSTEM_PROMPT, build_messages, encode_prompt, render_prompt, worked_example
+from steerlift.problems.embedded import embedded_problems
+from steerlift.problems.prompt import (
+    SYSTEM_PROMPT,
+    build_messages,
+    clean_solution,
+    encode_prompt,
+    few_shot_note,
+    render_prompt,
+    worked_example,
+)
 from steerlift.records.errors import InputError
 from steerlift.records.types import Problem
 
@@ -30,6 +39,13 @@ CUTS_OLD_REASONING = (
 IGNORES_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
+)
+# SmolLM2's own: a system message of its own where there is none.
+SMOL = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|end|>\n' }}{% endif %}"
+    "{{'<|start|>' + message['role'] + '\n' + message['content'] + '<|end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
 )
 REFUSES_ALL = "{{ raise_exception('only tools') }}"
 
@@ -68,9 +84,31 @@ def test_a_solution_with_tags_is_not_tagged_again():
     assert worked_example(Problem("p", "2", " <think>a</think><answer>2</answer>\n")) == "<think>a</think><answer>2</answer>"
 
 
-def test_a_worked_example_needs_work():
+def test_gsm8k_is_shown_without_what_is_meant_for_machines():
+    solution = "He has $40 / 10 = $<<40/10=4>>4.\nSo 4 + 1,076 = <<4+1076=1080>>1,080 are left.\n#### 1,080"
+    assert worked_example(Problem("How much?", "1080", solution)) == (
+        "<think>He has $40 / 10 = $4.\nSo 4 + 1,076 = 1,080 are left.</think><answer>1080</answer>"
+    )
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        r"We get $\boxed{\frac{1}{2}}$.",
+        "1 << 2 and 4 >> 3",
+        "<<a, b>>",
+        "#### First\nWe add.\n#### Then\nWe divide.",
+        "Number #### 5",
+    ],
+)
+def test_other_solutions_are_shown_as_they_are(solution):
+    assert clean_solution(Problem("p", "5", f" {solution}\n")) == solution
+
+
+@pytest.mark.parametrize("solution", [" ", "#### 2", "<<1+1=2>>\n#### 2\n"])
+def test_a_worked_example_needs_work(solution):
     with pytest.raises(InputError) as error:
-        build_messages("p", few_shot=[Problem("What?", "2", " ")])
+        build_messages("p", few_shot=[Problem("What?", "2", solution)])
     assert str(error.value) == ("few_shot: got 'What?' without a solution; expected a worked example; take another problem")
 
 
@@ -130,6 +168,24 @@ def test_no_template():
         "Problem: Why?\n\nSolution:"
     )
     assert render_prompt(tokenizer(None, bos=None), "Why?", "") == "Problem: Why?\n\nSolution:"
+
+
+def test_smollm2_gets_a_turn_for_every_worked_example():
+    shots = [Problem("What is 2+2?", "4", "2+2=<<2+2=4>>4\n#### 4"), *embedded_problems("train", 1)]
+    assert render_prompt(tokenizer(SMOL), "Why?", "Be short.", shots) == (
+        "<|start|>system\nBe short.<|end|>\n"
+        "<|start|>user\nWhat is 2+2?<|end|>\n"
+        "<|start|>assistant\n<think>2+2=4</think><answer>4</answer><|end|>\n"
+        f"<|start|>user\n{shots[1].problem}<|end|>\n"
+        f"<|start|>assistant\n{shots[1].solution}<|end|>\n"
+        "<|start|>user\nWhy?<|end|>\n"
+        "<|start|>assistant\n"
+    )
+
+
+def test_the_note_counts_the_worked_examples():
+    notes = [few_shot_note([SHOT] * count) for count in range(3)]
+    assert notes == ["", " with 1 worked example before each problem", " with 2 worked examples before each problem"]
 
 
 def test_a_template_that_takes_nothing():
