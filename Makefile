@@ -15,6 +15,8 @@ dev: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Alone: its loss is pure torch, and a test compares ours with it; what it depends on is a gigabyte of GPU compiler.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps liger-kernel
 	touch $@
 
 demo: setup

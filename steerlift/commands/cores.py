@@ -21,6 +21,8 @@ def share_cores() -> None:
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
     busy = psutil.cpu_percent(interval=_LOOK_SECONDS) / 100
     free = max(1, round(cores * (1 - busy)))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if free < cores or processes > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, free // processes))
     if free < cores:
-        os.environ["OMP_NUM_THREADS"] = str(free)
         say(f"{cores - free} of {cores} cores are busy: computing with {free}; OMP_NUM_THREADS overrides this")

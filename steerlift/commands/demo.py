@@ -19,7 +19,7 @@ from steerlift.report.plots import plot
 from steerlift.report.tables import print_lines, print_paths, print_results, print_stages
 from steerlift.training.config import TrainConfig
 from steerlift.training.embedded import EmbeddedRecipe, embedded_base
-from steerlift.training.trainer import train
+from steerlift.training.train import train
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 

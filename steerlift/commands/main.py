@@ -13,10 +13,11 @@ import tyro
 
 from steerlift.commands.cores import share_cores
 from steerlift.commands.demo_config import DemoConfig
+from steerlift.commands.launch import start_asked_processes
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.extraction.config import ExtractConfig
 from steerlift.records.errors import SteerliftError
-from steerlift.records.progress import say
+from steerlift.records.progress import is_main_process, say
 from steerlift.report.config import PlotConfig
 from steerlift.serving.config import ServeConfig
 from steerlift.training.config import TrainConfig
@@ -30,10 +31,11 @@ def _demo(config: DemoConfig) -> None:
 
 def _train(config: TrainConfig) -> None:
     from steerlift.report.tables import print_training
-    from steerlift.training.trainer import train
+    from steerlift.training.train import train
 
     checkpoint = train(config)
-    print_training(config.output_dir, checkpoint)
+    if is_main_process():
+        print_training(config.output_dir, checkpoint)
 
 
 def _extract(config: ExtractConfig) -> None:
@@ -118,6 +120,8 @@ def _parse(options: Any, arguments: Sequence[str], prog: str | None = None) -> A
 
 def _run(config: object) -> None:
     run = next(run for config_type, run in _VERBS.values() if isinstance(config, config_type))
+    if run is _train:
+        start_asked_processes()
     if run in _COMPUTING:
         share_cores()
     run(config)

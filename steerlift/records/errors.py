@@ -31,3 +31,11 @@ class NotFiniteError(SteerliftError, ArithmeticError):
 
 class TrainingDivergedError(NotFiniteError):
     """The loss, the gradient or the trained model's logits are no longer finite."""
+
+
+class CheckpointError(SteerliftError):
+    """A checkpoint cannot be written; the one before it is whole."""
+
+
+class OutOfMemoryError(SteerliftError, MemoryError):
+    """The machine or the GPU has too little memory for what was asked."""

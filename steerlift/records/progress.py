@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere. Always on stderr, so that stdout stays a result."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,9 +10,15 @@ from typing import Protocol
 PLAIN_INTERVAL_SECONDS = 10.0
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks: the first of those that `accelerate launch` or torchrun has started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """One plain line to the user, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress(Protocol):
@@ -22,19 +29,19 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Progress]:
-    """Shows the way from 0 to `total`; a terminal gets a bar with the time left, anything else a line every 10 s."""
-    if sys.stderr.isatty():
-        with _bar(description, total) as bar:
+def progress(description: str, total: int, done: int = 0) -> Iterator[Progress]:
+    """Shows the way from `done` to `total`; a terminal gets a bar with the time left, anything else a line every 10 s."""
+    if sys.stderr.isatty() and is_main_process():
+        with _bar(description, total, done) as bar:
             yield bar
     else:
-        lines = _Lines(description, total)
+        lines = _Lines(description, total, done)
         yield lines
         lines.close()
 
 
 @contextmanager
-def _bar(description: str, total: int) -> Iterator[Progress]:
+def _bar(description: str, total: int, done: int) -> Iterator[Progress]:
     # Imported here: rich costs 50 ms that `--help` should not pay.
     from rich.console import Console
     from rich.progress import (
@@ -56,7 +63,7 @@ def _bar(description: str, total: int) -> Iterator[Progress]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(description, total=total, note="")
+        task = display.add_task(description, total=total, completed=done, note="")
 
         class Bar:
             def advance(self, count: int = 1, note: str = "") -> None:
@@ -68,10 +75,10 @@ def _bar(description: str, total: int) -> Iterator[Progress]:
 
 
 class _Lines:
-    def __init__(self, description: str, total: int) -> None:
+    def __init__(self, description: str, total: int, done: int) -> None:
         self.description = description
         self.total = total
-        self.done = 0
+        self.done = done
         self.note = ""
         self.start = self.last = time.monotonic()
 

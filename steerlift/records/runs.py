@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.chmod(0o777 & ~_umask())
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
@@ -112,14 +115,32 @@ class Journal:
 
         Raises InputError, naming the line, when one before the last is no JSON object.
         """
+        return [row for _, row in self._rows()]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The same one by one, for files that are larger than memory."""
+        return (row for _, row in self._rows())
+
+    def keep_while(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Cuts the file off before the first row that is not wanted."""
+        for start, row in self._rows():
+            if not wanted(row):
+                with self.path.open("r+b") as file:
+                    file.truncate(start)
+                return
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row and where in the file it begins."""
         if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(end)
-        return [self._row(number, line) for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1)]
+            return
+        with self.path.open("r+b") as file:
+            start = 0
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    file.truncate(start)
+                    return
+                yield start, self._row(number, line)
+                start += len(line)
 
     def _row(self, number: int, line: bytes) -> dict[str, Any]:
         try:

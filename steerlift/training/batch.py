@@ -1,90 +1,175 @@
-"""Sampled completions as tensors: what one optimizer step is computed from.
+"""Sampled completions as tensors: what one step is computed from.
 
-Shapes: P problems, G completions of each, B = P x G, T completion tokens, R rows of a micro-batch, S prompt and completion
-tokens, N completion tokens of a micro-batch that count.
+Shapes: P problems, G completions of each, B = P x G, T completion tokens; in a micro-batch R rows (completions), D distinct
+prompts of S tokens, N completion tokens that count, H hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from steerlift.records.types import GradedProblem
-from steerlift.scoring.rewards import reward
 from steerlift.training.grpo import LossType, group_advantages, has_no_signal, token_weights
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of a step: ids and attention mask (R, S), and of the N tokens that count their place in the flattened (R, S)
-    grid of predicting positions, their ids, advantages and weights in the loss."""
+    """Some rows of a step: distinct prompts padded on the left (D, S), completions padded on the right (R, T), which prompt
+    each row has, and the advantage and weight in the loss of each of the N completion tokens, row by row.
 
-    ids_RS: Tensor
-    mask_RS: Tensor
-    predictors_N: Tensor
-    targets_N: Tensor
+    `old_logprobs_N` are those of the policy that sampled, where it is no longer the one that is trained;
+    `reference_logprobs_N` those of the model that the KL is taken to.
+    """
+
+    prompts_DS: Tensor
+    prompt_mask_DS: Tensor
+    prompt_of_row_R: Tensor
+    completions_RT: Tensor
+    mask_RT: Tensor
     advantages_N: Tensor
     weights_N: Tensor
+    old_logprobs_N: Tensor | None = None
+    reference_logprobs_N: Tensor | None = None
+
+    @property
+    def targets_N(self) -> Tensor:
+        """The ids of the tokens that count."""
+        return self.completions_RT[self.mask_RT]
 
     def hidden(self, body: nn.Module) -> Tensor:
-        """The last hidden states at the positions that predict the tokens that count, shape (N, H): the rest needs no head."""
-        states_RSH = body(input_ids=self.ids_RS, attention_mask=self.mask_RS, use_cache=False).last_hidden_state
-        states_NH: Tensor = states_RSH.flatten(0, 1)[self.predictors_N]
+        """The last hidden states at the positions that predict the tokens that count, shape (N, H): the rest needs no head.
+
+        A prompt that several rows share is computed once: its keys and values serve all its completions, and gradients flow
+        back through them. Gradient checkpointing keeps no keys and values, so there each row is computed whole.
+        """
+        shares = len(self.prompts_DS) < len(self.completions_RT)
+        keeps_cache = not (body.training and getattr(body, "gradient_checkpointing", False))
+        states_RTH = self._shared_states(body) if shares and keeps_cache else self._whole_states(body)
+        states_NH: Tensor = states_RTH[self.mask_RT]
         return states_NH
+
+    def _shared_states(self, body: nn.Module) -> Tensor:
+        # Without the model's configuration every layer keeps all positions; a sliding window is in the mask anyway.
+        cache = DynamicCache()
+        prompt_positions_DS = _positions(self.prompt_mask_DS)
+        prompt_states_DSH = body(
+            input_ids=self.prompts_DS,
+            attention_mask=self.prompt_mask_DS,
+            position_ids=prompt_positions_DS,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        first_R1H: Tensor = prompt_states_DSH[self.prompt_of_row_R, -1:]
+        inputs_RT = self.completions_RT[:, :-1]
+        if inputs_RT.shape[1] == 0:
+            return first_R1H
+        cache.batch_select_indices(self.prompt_of_row_R)
+        steps_T = torch.arange(1, inputs_RT.shape[1] + 1, device=inputs_RT.device)
+        states_RTH = body(
+            input_ids=inputs_RT,
+            attention_mask=torch.cat([self.prompt_mask_DS[self.prompt_of_row_R], self.mask_RT[:, :-1].long()], dim=1),
+            position_ids=prompt_positions_DS[self.prompt_of_row_R, -1:] + steps_T,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return torch.cat([first_R1H, states_RTH], dim=1)
+
+    def _whole_states(self, body: nn.Module) -> Tensor:
+        ids_RS = torch.cat([self.prompts_DS[self.prompt_of_row_R], self.completions_RT[:, :-1]], dim=1)
+        mask_RS = torch.cat([self.prompt_mask_DS[self.prompt_of_row_R], self.mask_RT[:, :-1].long()], dim=1)
+        output = body(input_ids=ids_RS, attention_mask=mask_RS, position_ids=_positions(mask_RS), use_cache=False)
+        states_RTH: Tensor = output.last_hidden_state[:, self.prompts_DS.shape[1] - 1 :]
+        return states_RTH
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One optimizer step's completions with their advantages and token weights."""
+    """One step's completions, those of all processes, with their advantages and token weights.
+
+    `kept_P` says of each group whether it is worth a forward pass, `masked_B` of each completion whether it is left out of
+    the loss although it counts in its group's mean.
+    """
 
     prompts: list[tuple[int, ...]]
     completions: list[tuple[int, ...]]
     rewards_PG: Tensor
     advantages_B: Tensor
     weights_BT: Tensor
-    skipped_B: Tensor
+    kept_P: Tensor
+    masked_B: Tensor
 
     @classmethod
     def build(
         cls,
         prompts: Sequence[Sequence[int]],
         graded: Sequence[GradedProblem],
+        rewards_PG: Tensor,
         loss_type: LossType,
         max_completion_length: int,
-        scale_rewards: bool,
-        keep_all: bool,
+        scale_rewards: bool = False,
+        mask_truncated: bool = False,
+        keep_all: bool = False,
     ) -> "StepBatch":
-        """`keep_all` keeps groups without signal too, whose KL may still count."""
-        rewards_PG = torch.tensor([[reward(grade) for grade in g.grades] for g in graded])
+        """From a prompt's token ids per problem and a reward per completion, shape (problems, group).
+
+        `mask_truncated` leaves completions that the length limit ended out of the loss, as DAPO does; `keep_all` keeps
+        groups without signal too, whose KL may still count.
+        """
         group = rewards_PG.shape[1]
         completions = [c.token_ids for g in graded for c in g.completions]
+        truncated_B = torch.tensor([c.truncated for g in graded for c in g.completions])
+        masked_B = truncated_B if mask_truncated else torch.zeros_like(truncated_B)
         mask_BT = torch.zeros(len(completions), max(map(len, completions)))
         for row, ids in enumerate(completions):
-            mask_BT[row, : len(ids)] = 1
-        skipped_B = has_no_signal(rewards_PG).repeat_interleave(group)
+            mask_BT[row, : 0 if masked_B[row] else len(ids)] = 1
         return cls(
             prompts=[tuple(prompt) for prompt in prompts for _ in range(group)],
             completions=completions,
             rewards_PG=rewards_PG,
             advantages_B=group_advantages(rewards_PG, scale_rewards).flatten(),
             weights_BT=token_weights(mask_BT, loss_type, max_completion_length),
-            skipped_B=torch.zeros_like(skipped_B) if keep_all else skipped_B,
+            kept_P=torch.ones(len(graded), dtype=torch.bool) if keep_all else ~has_no_signal(rewards_PG),
+            masked_B=masked_B,
         )
 
-    def micro_batches(self, rows: int, device: torch.device) -> Iterator[MicroBatch]:
-        """The rows that carry signal, `rows` at a time, those of similar length together."""
-        kept = (~self.skipped_B).nonzero().flatten().tolist()
-        kept.sort(key=lambda row: len(self.prompts[row]) + len(self.completions[row]))
-        for start in range(0, len(kept), rows):
-            some = kept[start : start + rows]
-            yield pack(
-                [self.prompts[row] for row in some],
-                [self.completions[row] for row in some],
-                self.advantages_B[some],
-                self.weights_BT[some],
-                device,
-            )
+    def micro_batches(self, rows: int, device: torch.device, rank: int = 0, processes: int = 1) -> list[MicroBatch]:
+        """The rows of one process that carry signal, `rows` at a time.
+
+        Rows of one prompt stand together, so that it is computed once, or rows of similar length do, so that little is
+        padding: whichever computes fewer tokens. Groups are dealt out whole. Every process gets equally many micro-batches,
+        filled up with a row of weight 0, so that they can meet after each.
+        """
+        dealt = self._deal(processes)
+        count = max(-(-len(part) // rows) for part in dealt)
+        orders = (dealt[rank], sorted(dealt[rank], key=self._length))
+        cuts = [[order[start : start + rows] for start in range(0, len(order), rows)] for order in orders]
+        parts = min(cuts, key=lambda cut: sum(self._computed_tokens(part) for part in cut))
+        batches = [self._pack(part, self.weights_BT[part], device) for part in parts]
+        shortest = min(range(len(self.completions)), key=self._length)
+        idle = self._pack([shortest], torch.zeros_like(self.weights_BT[[shortest]]), device)
+        return batches + [idle] * (count - len(batches))
+
+    def _deal(self, processes: int) -> list[list[int]]:
+        """The rows of the groups worth a forward pass: the longest groups first, dealt out as in a game of cards."""
+        group = self.rewards_PG.shape[1]
+        groups = [sorted(range(p * group, (p + 1) * group), key=self._length) for p in range(len(self.kept_P))]
+        kept = sorted(self.kept_P.nonzero().flatten().tolist(), key=lambda p: -sum(map(self._length, groups[p])))
+        hands = (kept[rank::processes] for rank in range(processes))
+        return [[row for p in hand for row in groups[p] if not self.masked_B[row]] for hand in hands]
+
+    def _length(self, row: int) -> int:
+        return len(self.prompts[row]) + len(self.completions[row])
+
+    def _computed_tokens(self, rows: Sequence[int]) -> int:
+        prompts = {self.prompts[row] for row in rows}
+        return len(prompts) * max(map(len, prompts)) + len(rows) * max(len(self.completions[row]) for row in rows)
+
+    def _pack(self, rows: list[int], weights_RT: Tensor, device: torch.device) -> MicroBatch:
+        prompts, completions = [self.prompts[row] for row in rows], [self.completions[row] for row in rows]
+        return pack(prompts, completions, self.advantages_B[rows], weights_RT, device)
 
 
 def pack(
@@ -94,20 +179,31 @@ def pack(
     weights_RT: Tensor,
     device: torch.device,
 ) -> MicroBatch:
-    """Rows padded on the right to the longest, with the tokens that count picked out."""
-    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    longest = max(lengths)
-    ids_RS = torch.zeros(len(lengths), longest, dtype=torch.long)
-    mask_RS = torch.zeros_like(ids_RS)
-    predictors, targets, advantages, weights = [], [], [], []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        ids_RS[row, : lengths[row]] = torch.tensor([*prompt, *completion])
-        mask_RS[row, : lengths[row]] = 1
-        # The state at a position predicts the token at the next.
-        first = row * longest + len(prompt) - 1
-        predictors.append(torch.arange(first, first + len(completion)))
-        targets.append(torch.tensor(completion))
-        advantages.append(advantages_R[row].expand(len(completion)))
-        weights.append(weights_RT[row, : len(completion)])
-    tokens = (torch.cat(values).to(device) for values in (predictors, targets, advantages, weights))
-    return MicroBatch(ids_RS.to(device), mask_RS.to(device), *tokens)
+    """The rows as tensors: a prompt, a completion and an advantage each, and weights per token (as many columns or more)."""
+    distinct = {tuple(prompt): number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    longest_prompt, longest = max(map(len, distinct)), max(map(len, completions))
+    prompts_DS = torch.zeros(len(distinct), longest_prompt, dtype=torch.long)
+    prompt_mask_DS = torch.zeros_like(prompts_DS)
+    for prompt, number in distinct.items():
+        prompts_DS[number, longest_prompt - len(prompt) :] = torch.tensor(prompt)
+        prompt_mask_DS[number, longest_prompt - len(prompt) :] = 1
+    completions_RT = torch.zeros(len(completions), longest, dtype=torch.long)
+    lengths_R = torch.tensor([len(completion) for completion in completions])
+    mask_RT = torch.arange(longest) < lengths_R[:, None]
+    for row, completion in enumerate(completions):
+        completions_RT[row, : len(completion)] = torch.tensor(completion)
+    tensors = (
+        prompts_DS,
+        prompt_mask_DS,
+        torch.tensor([distinct[tuple(prompt)] for prompt in prompts]),
+        completions_RT,
+        mask_RT,
+        advantages_R[:, None].expand(-1, longest)[mask_RT],
+        weights_RT[:, :longest][mask_RT],
+    )
+    return MicroBatch(*(tensor.to(device) for tensor in tensors))
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Each token's place in its row, counted from the first that is no padding."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -58,14 +58,34 @@ def token_losses(
     """The clipped policy-gradient loss of each token, shape (N,), plus `beta` times its KL to the reference if given.
 
     `old_logprobs_N` are those of the policy that sampled; None means that it is the policy itself: the ratio is 1 and only
-    its gradient matters. `epsilon_high` None is `epsilon_low`. The KL is the estimator k3 of Schulman 2020,
-    exp(d) - d - 1 with d = reference - policy.
+    its gradient matters. `epsilon_high` None is `epsilon_low`.
     """
     old_N = logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N
     ratio_N = (logprobs_N - old_N).exp()
     clipped_N = ratio_N.clamp(1 - epsilon_low, 1 + (epsilon_low if epsilon_high is None else epsilon_high))
     losses_N = -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
     if beta and reference_logprobs_N is not None:
-        difference_N = reference_logprobs_N - logprobs_N
-        losses_N = losses_N + beta * (difference_N.exp() - difference_N - 1)
+        losses_N = losses_N + beta * kl_estimates(logprobs_N, reference_logprobs_N)
     return losses_N
+
+
+def kl_estimates(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """The estimator k3 (Schulman 2020) of each token's KL to the reference, shape (N,): exp(d) - d - 1, d = reference - policy.
+
+    Unbiased over the policy's own samples, and never negative.
+    """
+    difference_N = reference_logprobs_N - logprobs_N
+    return difference_N.exp() - difference_N - 1
+
+
+def is_clipped(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    epsilon_low: float = 0.2,
+    epsilon_high: float | None = None,
+) -> Tensor:
+    """Which tokens the clip leaves without a gradient, shape (N,): they have moved far enough already."""
+    ratio_N = (logprobs_N - old_logprobs_N).exp()
+    above_N = ratio_N > 1 + (epsilon_low if epsilon_high is None else epsilon_high)
+    return torch.where(advantages_N > 0, above_N, (ratio_N < 1 - epsilon_low) & (advantages_N < 0))

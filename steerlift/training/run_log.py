@@ -1,85 +1,195 @@
-"""What a training run leaves behind: metrics and completions line by line, and the original's two JSON files."""
+"""What a training run leaves behind: JSONL files line by line, and the original's two JSON files made from them."""
 
-import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from steerlift.evaluation.results import examples, summarize
-from steerlift.records.errors import InputError, MissingDependencyError
+from steerlift.records.errors import InputError
+from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
 from steerlift.records.runs import Journal, read_json, write_json
 from steerlift.records.types import GradedProblem
-from steerlift.scoring.rewards import format_reward, reward
+from steerlift.scoring.rewards import format_reward
+from steerlift.training.checkpoints import remove_checkpoints, tidy
 from steerlift.training.config import TrainConfig
+from steerlift.training.trackers import open_trackers
+
+# What may differ when a run goes on: how fast, where, how often, and the ways out of a run that went wrong.
+_MAY_CHANGE = (
+    "resume",
+    "overwrite",
+    "output_dir",
+    "data_dir",
+    "device",
+    "micro_batch_size",
+    "batch_rows",
+    "gradient_checkpointing",
+    "attention",
+    "num_train_iters",
+    "learning_rate",
+    "max_grad_norm",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "use_wandb",
+    "use_trackio",
+    "wandb_project",
+    "wandb_run",
+)
+# Only what a run writes: the folder may be the user's own.
+_FILES = (
+    "metrics.jsonl",
+    "completions.jsonl",
+    "eval_completions.jsonl",
+    "resumed.jsonl",
+    "run_log.json",
+    "eval_summary.json",
+    "trackers.json",
+    "config.json",
+)
 
 
 class RunLog:
     """The files of a run directory.
 
-    metrics.jsonl has one line per step, completions.jsonl one per problem and step. run_log.json shows the first problem of
-    each step, as the original does; it is written whole at checkpoints, eval_summary.json at evaluations.
+    metrics.jsonl has one line per step, completions.jsonl one per problem and step, eval_completions.jsonl one per problem
+    and evaluation. run_log.json shows the first problem of each step and all evaluations, as the original does; it is made
+    from those three at the end, and before that whenever a run has doubled, so that steps do not get slower.
     """
 
-    def __init__(self, config: TrainConfig, device: str) -> None:
+    def __init__(self, config: TrainConfig, device: str, resume_from: int | None = None) -> None:
+        """`resume_from` is the step of the checkpoint to go on from; what the files hold of later steps is cut off."""
         self.config = config
         self.folder = config.output_dir
-        self.arguments = {**asdict(config), "output_dir": str(config.output_dir)}
-        self._prepare()
-        self.metrics = Journal(self.folder / "metrics.jsonl")
-        self.completions = Journal(self.folder / "completions.jsonl")
-        self.steps: dict[str, dict[str, Any]] = {}
+        self.arguments = {name: value for name, value in _plain(config).items() if name not in ("resume", "overwrite")}
+        self._metrics = Journal(self.folder / "metrics.jsonl")
+        self._completions = Journal(self.folder / "completions.jsonl")
+        self._eval_completions = Journal(self.folder / "eval_completions.jsonl")
         self.evaluations: dict[str, dict[str, Any]] = {}
+        self._written_at = 0
         origin = provenance(model=config.model_name, seed=config.seed, device=device)
-        write_json(self.folder / "config.json", {**self.arguments, "provenance": origin})
-        self.wandb = _wandb_run(config, self.arguments) if config.use_wandb else None
+        if resume_from is None:
+            self._clear()
+            write_json(self.folder / "config.json", {**self.arguments, "provenance": origin})
+        else:
+            self._cut_after(resume_from)
+            Journal(self.folder / "resumed.jsonl").append([{"step": resume_from, "provenance": origin}])
+        self.trackers = open_trackers(
+            config.use_wandb,
+            config.use_trackio,
+            config.wandb_project,
+            config.wandb_run,
+            self.arguments,
+            self.folder,
+            resume_from is not None,
+        )
 
-    def _prepare(self) -> None:
-        settings = self.folder / "config.json"
-        if settings.exists() and "provenance" not in read_json(settings):
-            raise InputError(f"{self.folder} holds a model, not a run; name another --output_dir")
-        if settings.exists() and not self.config.overwrite:
-            raise InputError(f"{self.folder} holds another run; name another --output_dir or pass --overwrite")
-        if self.config.overwrite:
-            # Only what a run writes: the folder may be the user's own.
-            for name in ("metrics.jsonl", "completions.jsonl", "run_log.json", "eval_summary.json", "config.json"):
-                (self.folder / name).unlink(missing_ok=True)
-            for checkpoint in self.folder.glob("checkpoint_step_*"):
-                shutil.rmtree(checkpoint)
+    def train_step(
+        self, step: int, graded: Sequence[GradedProblem], rewards: Sequence[Sequence[float]], metrics: dict[str, Any]
+    ) -> None:
+        """Records one step: its problems, the rewards of their completions and the step's metrics."""
+        self._completions.append(
+            {"step": step, "rewards": list(values), **g.to_row()} for g, values in zip(graded, rewards, strict=True)
+        )
+        self._metrics.append([{"step": step, **metrics}])
+        for tracker in self.trackers:
+            tracker.log(metrics, step)
 
-    def train_step(self, step: int, graded: list[GradedProblem], metrics: dict[str, Any]) -> None:
-        """Records one optimizer step."""
-        self.metrics.append([{"step": step, **metrics}])
-        self.completions.append({"step": step, **g.to_row()} for g in graded)
-        self._step(step)["train"] = {**_train_entry(graded[0]), "loss": metrics["loss"], "lr": metrics["lr"]}
-        if self.wandb is not None:
-            self.wandb.log(metrics, step=step)
-
-    def evaluation(self, step: int, graded: list[GradedProblem]) -> dict[str, Any]:
-        """Records one evaluation; returns its metrics."""
-        k = self.config.pass_at_k
-        summary = summarize(graded, k, self.config.seed)
-        self._step(step)["eval"] = {"examples": examples(graded, k), "metrics": summary}
+    def evaluation(self, step: int, graded: Sequence[GradedProblem]) -> None:
+        """Records one evaluation."""
+        summary = summarize(graded, self.config.pass_at_k, self.config.seed)
+        self._eval_completions.append({"step": step, **g.to_row()} for g in graded)
         self.evaluations[str(step)] = summary
         write_json(self.folder / "eval_summary.json", self.evaluations)
-        if self.wandb is not None:
-            self.wandb.log({f"eval/{key}": value for key, value in summary.items()}, step=step)
-        return summary
+        scores = {f"eval/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}
+        for tracker in self.trackers:
+            tracker.log(scores, step)
+
+    def checkpoint(self, step: int) -> None:
+        """Called when a checkpoint is complete: tidies up, and writes run_log.json if the run has doubled since."""
+        tidy(self.folder, self.config.keep_checkpoints)
+        if step >= 2 * self._written_at:
+            self.write()
+            self._written_at = step
 
     def write(self) -> None:
         """Writes run_log.json, whole."""
-        write_json(self.folder / "run_log.json", {"args": self.arguments, "steps": self.steps})
+        steps: dict[str, dict[str, Any]] = {}
+        metrics = {row["step"]: row for row in self._metrics.rows()}
+        for row in self._completions.rows():
+            entry = steps.setdefault(str(row["step"]), {})
+            if "train" not in entry and row["step"] in metrics:
+                line = metrics[row["step"]]
+                train = _train_entry(GradedProblem.from_row(row), row["rewards"])
+                entry["train"] = {**train, "loss": line["loss"], "lr": line["lr"]}
+        evaluated: dict[int, list[GradedProblem]] = {}
+        for row in self._eval_completions.rows():
+            evaluated.setdefault(row["step"], []).append(GradedProblem.from_row(row))
+        for step, graded in evaluated.items():
+            evaluation = {"examples": examples(graded, self.config.pass_at_k[0]), "metrics": self.evaluations[str(step)]}
+            steps.setdefault(str(step), {})["eval"] = evaluation
+        ordered = dict(sorted(steps.items(), key=lambda item: int(item[0])))
+        write_json(self.folder / "run_log.json", {"args": self.arguments, "steps": ordered})
 
     def close(self) -> None:
-        """Writes everything that is not written yet."""
+        """Writes run_log.json and ends the trackers."""
         self.write()
-        if self.wandb is not None:
-            self.wandb.finish()
+        for tracker in self.trackers:
+            tracker.finish()
 
-    def _step(self, step: int) -> dict[str, Any]:
-        return self.steps.setdefault(str(step), {})
+    def _clear(self) -> None:
+        for name in _FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        remove_checkpoints(self.folder)
+        tidy(self.folder, None)
+
+    def _cut_after(self, step: int) -> None:
+        for journal in (self._metrics, self._completions, self._eval_completions):
+            journal.keep_while(lambda row: row["step"] <= step)
+        path = self.folder / "eval_summary.json"
+        summaries = read_json(path) if path.exists() else {}
+        self.evaluations = {name: summary for name, summary in summaries.items() if int(name) <= step}
+        write_json(path, self.evaluations)
+        tidy(self.folder, self.config.keep_checkpoints)
 
 
-def _train_entry(graded: GradedProblem) -> dict[str, Any]:
+def check_folder(config: TrainConfig) -> None:
+    """Raises InputError unless the output folder is free, or holds the run to resume, or may be overwritten."""
+    settings = config.output_dir / "config.json"
+    if not settings.exists():
+        return
+    before = read_json(settings)
+    if "provenance" not in before:
+        raise InputError(f"{config.output_dir} holds a model, not a run; name another --output_dir")
+    if config.overwrite:
+        return
+    if not config.resume:
+        raise InputError(
+            f"{config.output_dir} holds another run; name another --output_dir, pass --resume to go on with it,"
+            " or --overwrite to start over"
+        )
+    now = _plain(config)
+    changed = {name: (before.get(name), now[name]) for name in now if name not in _MAY_CHANGE and before.get(name) != now[name]}
+    if changed:
+        text = ", ".join(f"{name}: {old} there, {new} here" for name, (old, new) in changed.items())
+        raise InputError(f"--resume: {config.output_dir} is a run with other options ({text}); give the same, or --overwrite")
+    for name in ("learning_rate", "max_grad_norm", "num_train_iters"):
+        if before.get(name) != now[name]:
+            say(f"going on with --{name} {now[name]} instead of {before.get(name)}")
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The options as JSON has them."""
+    values = asdict(config)
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
+def _train_entry(graded: GradedProblem, rewards: Sequence[float]) -> dict[str, Any]:
     return {
         "prompt": graded.prompt,
         "question": graded.problem.problem,
@@ -91,23 +201,8 @@ def _train_entry(graded: GradedProblem) -> dict[str, Any]:
                 "extracted_answer": grade.extracted_answer,
                 "correct": grade.correct,
                 "format_reward": format_reward(grade),
-                "total_reward": reward(grade),
+                "total_reward": value,
             }
-            for completion, grade in zip(graded.completions, graded.grades, strict=True)
+            for completion, grade, value in zip(graded.completions, graded.grades, rewards, strict=True)
         ],
     }
-
-
-def import_wandb() -> Any:  # noqa: ANN401 - wandb is untyped here
-    """The wandb module. Raises MissingDependencyError where it is not installed."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingDependencyError("--use_wandb needs wandb: pip install 'steerlift[wandb]'") from error
-    return wandb
-
-
-def _wandb_run(config: TrainConfig, arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - wandb is untyped here
-    return import_wandb().init(
-        project=config.wandb_project, name=config.wandb_run, config=arguments, dir=str(config.output_dir)
-    )

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from steerlift.records.progress import Progress
 from steerlift.steering.models import Model, decoder_body
-from steerlift.training.batch import pack
-from steerlift.training.head import ChunkLoss, chunked_loss, head_of
+from steerlift.steering.precision import Precision
+from steerlift.training.batch import MicroBatch, pack
+from steerlift.training.head import chunked_loss, head_of
+from steerlift.training.learner import AdamOptions, Learner, check_finite
+from steerlift.training.policy_loss import TokenResults
+from steerlift.training.processes import Processes
 
 Example = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of the completion to learn."""
@@ -18,41 +22,69 @@ Example = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class SupervisedOptions:
-    """AdamW with a linear warm-up and a cosine fall to `final_lr_percent` of the peak; gradients clipped at norm 1."""
+    """AdamW with a linear warm-up and a cosine fall to `final_lr_percent` of the peak; gradients clipped at norm 1.
+
+    `micro_batch` examples go through a forward and backward pass at a time; None: all of a step.
+    """
 
     steps: int
     learning_rate: float
     warmup_steps: int = 30
     final_lr_percent: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
+    micro_batch: int | None = None
+
+    def adam(self) -> AdamOptions:
+        """The optimizer's part of them."""
+        return AdamOptions(self.learning_rate, self.betas)
 
 
 def supervised(model: Model, examples: Callable[[int], Sequence[Example]], options: SupervisedOptions, bar: Progress) -> float:
-    """Trains in place for `options.steps` steps; `examples(step)` is the batch of a step (from 0). Returns the last loss."""
-    body, head = decoder_body(model), head_of(model)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, betas=options.betas)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate_factor(done, options))
-    model.train()
-    loss = torch.zeros(())
+    """Trains a model in place on one process, at its own precision. See `teach`."""
+    precision = Precision(model.dtype, None)
+    return teach(Learner(model, options.adam(), Processes(model.device, precision), precision), examples, options, bar)
+
+
+def teach(learner: Learner, examples: Callable[[int], Sequence[Example]], options: SupervisedOptions, bar: Progress) -> float:
+    """Trains for `options.steps` steps; `examples(step)` is the batch of a step (from 0), for all processes together.
+
+    Returns the last loss, the mean over the batch's completion tokens. Raises NotFiniteError when it is no number.
+    """
+    loss = 0.0
     for step in range(options.steps):
-        prompts, completions = zip(*examples(step), strict=True)
-        tokens = sum(map(len, completions))
-        weights_RT = torch.full((len(prompts), max(map(len, completions))), 1 / tokens)
-        batch = pack(prompts, completions, torch.ones(len(prompts)), weights_RT, model.device)
-        loss, _, _ = chunked_loss(batch.hidden(body), head, batch.targets_N, 1.0, _mean_surprise(batch.weights_N))
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        bar.advance(1, f"loss {loss.item():.3f}")
-    model.eval()
-    return loss.item()
+        batch = examples(step)
+        gradients = learner.backward(_micro_batches(batch, options.micro_batch or len(batch), learner.processes), mean_surprise)
+        check_finite(gradients)
+        learner.step(_rate_factor(step, options))
+        loss = gradients.loss
+        bar.advance(1, f"loss {loss:.3f}")
+    learner.model.eval()
+    return loss
 
 
-def _mean_surprise(weights_N: Tensor) -> ChunkLoss:
-    return lambda logprobs_C, chunk: -(logprobs_C * weights_N[chunk]).sum()
+def mean_surprise(model: Model, batch: MicroBatch) -> TokenResults:
+    """The weighted sum of the tokens' negative log probabilities, at temperature 1."""
+
+    def chunk_loss(logprobs_C: Tensor, chunk: slice) -> Tensor:
+        return -(logprobs_C * batch.weights_N[chunk]).sum()
+
+    return TokenResults(*chunked_loss(batch.hidden(decoder_body(model)), head_of(model), batch.targets_N, 1.0, chunk_loss))
+
+
+def _micro_batches(examples: Sequence[Example], rows: int, processes: Processes) -> list[MicroBatch]:
+    """This process's share; one that has fewer examples than others repeats its last with weight 0."""
+    tokens = sum(len(completion) for _, completion in examples)
+    mine = processes.share(examples)
+    most = -(-len(examples) // processes.count)
+    batches = []
+    for start in range(0, most, rows):
+        some, weight = mine[start : start + rows], 1 / tokens
+        if not some:
+            some, weight = list(examples[:1]), 0.0
+        prompts, completions = zip(*some, strict=True)
+        weights_RT = torch.full((len(some), max(map(len, completions))), weight)
+        batches.append(pack(prompts, completions, torch.ones(len(some)), weights_RT, processes.device))
+    return batches
 
 
 def _rate_factor(done: int, options: SupervisedOptions) -> float:

@@ -1,0 +1,64 @@
+"""The processes that train together: one, or those that `accelerate launch` has started.
+
+Each samples and grades its share of a step's problems, whole groups only, then all hand round what they have, so that every
+process knows the whole step. Gradients are averaged by DDP or FSDP2, whichever the accelerate configuration asks for.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from steerlift.records.errors import InputError
+from steerlift.steering.precision import Precision
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process among `count`; `main` is the one that writes."""
+
+    def __init__(self, device: torch.device, precision: Precision) -> None:
+        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and device.index is not None:
+            raise InputError(f"--device {device} names one device for several processes; leave the number out")
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            device_placement=False,
+            # FSDP2 casts the shards itself; everywhere else our own autocast covers training and sampling alike.
+            mixed_precision="bf16" if sharded and precision.autocast else "no",
+        )
+        self.count = self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        self.main = self.accelerator.is_main_process
+        self.sharded = bool(self.accelerator.is_fsdp2)
+        self.device = device if self.count == 1 else self.accelerator.device
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of the items: neighbours, as many as everybody else has, give or take one."""
+        return list(items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count])
+
+    def gather(self, items: list[T]) -> list[T]:
+        """Everybody's items in the order of the processes: the inverse of `share`."""
+        return list(gather_object(items))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        total: Tensor = self.accelerator.reduce(values, "sum")
+        return total
+
+    def wait(self) -> None:
+        """Returns once every process has come here."""
+        self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        """Lets the other processes go; called when the work is done."""
+        self.accelerator.end_training()
+
+    def __str__(self) -> str:
+        kind = ", FSDP2" if self.sharded else ""
+        return f"{self.device}" if self.count == 1 else f"{self.count} processes on {self.device.type}{kind}"

@@ -1,0 +1,160 @@
+"""`steerlift train`: loads what a run needs, warms up if asked, and hands over to the trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from steerlift.problems.load import load_problems, load_worked_examples
+from steerlift.problems.prompt import encode_prompt, few_shot_note
+from steerlift.records.errors import InputError
+from steerlift.records.progress import progress, say
+from steerlift.records.types import Problem
+from steerlift.sampling.draws import row_seed
+from steerlift.scoring.plugins import load_reward
+from steerlift.steering.models import (
+    Model,
+    Tokenizer,
+    choose_attention,
+    choose_device,
+    load_model,
+    load_tokenizer,
+)
+from steerlift.steering.precision import Precision, choose_precision
+from steerlift.training.checkpoints import (
+    adapter_path,
+    checkpoint_path,
+    load_training_state,
+    resumable_step,
+    save_checkpoint,
+    saved_steps,
+)
+from steerlift.training.config import TrainConfig
+from steerlift.training.learner import AdamOptions, Learner
+from steerlift.training.lora import add_adapters, import_peft
+from steerlift.training.policy_loss import import_liger
+from steerlift.training.processes import Processes
+from steerlift.training.reference import Reference
+from steerlift.training.run_log import RunLog, check_folder
+from steerlift.training.trackers import check_trackers
+from steerlift.training.trainer import Trainer
+from steerlift.training.warmup import warm_up
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains, evaluates and saves as configured; every process that takes part calls it. Returns the last checkpoint."""
+    check_extras(config)
+    rewards = [(name, load_reward(name)) for name in config.rewards]
+    device = choose_device(config.device)
+    precision = choose_precision(config.dtype, device)
+    processes = Processes(device, precision)
+    if config.gradient_accumulation_steps < processes.count:
+        raise InputError(
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps} on {processes.count} processes: expected at "
+            "least one problem for each, as a group stays on one; raise it"
+        )
+    if processes.main:
+        check_folder(config)
+    processes.wait()  # before anything is written there
+    done = _step_to_resume(config)
+
+    tokenizer = load_tokenizer(config.model_name)
+    few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
+    drawn = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir, held_out=few_shot)
+    problems = _fitting(drawn, tokenizer, few_shot, config)
+    held_out = load_problems(config.problems, "test", config.eval_size, config.seed, config.data_dir)
+    attention = choose_attention(config.attention, processes.device)
+    model = _load_policy(config, processes, precision, attention, done)
+    say(f"training {config.model_name} ({precision}, {attention} attention, {processes})")
+    say(f"on {len(problems)} problems of {config.problems}{few_shot_note(few_shot)}")
+    say(f"evaluating on {len(held_out)} test problems; writing to {config.output_dir}")
+    if done is not None:
+        say(f"resuming after step {done} of {config.num_train_iters}")
+
+    log = RunLog(config, str(processes), done) if processes.main else None
+    learner = Learner(model, _adam(config), processes, precision)
+    if done is not None:
+        learner.load_optimizer_state(load_training_state(config.output_dir, done))
+    elif config.sft_steps:
+        warm_up(learner, tokenizer, problems, few_shot, config)
+        learner.restart(_adam(config))
+    if config.sft_steps and not done:
+        _save_start(config, learner, tokenizer)
+    reference = _reference(config, learner, precision, attention) if config.beta else None
+    trainer = Trainer(config, learner, tokenizer, rewards, log, reference, few_shot)
+    with progress("training", config.num_train_iters, done or 0) as bar:
+        trainer.run(problems, held_out, done or 0, bar)
+    if log is not None:
+        log.close()
+    processes.end()
+    return checkpoint_path(config.output_dir, config.num_train_iters)
+
+
+def check_extras(config: TrainConfig) -> None:
+    """Raises MissingDependencyError for an option whose package is not installed, before anything is loaded or written."""
+    if config.use_vllm:
+        raise InputError("--use_vllm: this version samples on its own; leave the flag out (a vLLM sampler is planned)")
+    if config.use_liger:
+        import_liger()
+    if config.lora_r:
+        import_peft()
+    check_trackers(config.use_wandb, config.use_trackio)
+
+
+def _step_to_resume(config: TrainConfig) -> int | None:
+    """The step of the checkpoint to go on from; None for a run from the beginning."""
+    if not config.resume:
+        return None
+    done = resumable_step(config.output_dir)
+    if done is None:
+        if saved_steps(config.output_dir):
+            raise InputError(f"--resume: no checkpoint in {config.output_dir} holds the optimizer's state; pass --overwrite")
+        say(f"no checkpoint in {config.output_dir} yet: starting from the beginning")
+    elif done > config.num_train_iters:
+        raise InputError(f"--num_train_iters {config.num_train_iters}: {config.output_dir} is at step {done} already; raise it")
+    return done
+
+
+def _fitting(problems: list[Problem], tokenizer: Tokenizer, few_shot: Sequence[Problem], config: TrainConfig) -> list[Problem]:
+    fitting = [p for p in problems if len(encode_prompt(tokenizer, p.problem, few_shot=few_shot)) <= config.max_prompt_length]
+    if len(fitting) < config.gradient_accumulation_steps:
+        raise InputError(
+            f"--max_prompt_length {config.max_prompt_length} leaves {len(fitting)} of {len(problems)} problems, "
+            f"a step needs {config.gradient_accumulation_steps}; raise it"
+        )
+    if len(fitting) < len(problems):
+        say(f"left out {len(problems) - len(fitting)} problems whose prompt has more than {config.max_prompt_length} tokens")
+    return fitting
+
+
+def _load_policy(config: TrainConfig, processes: Processes, precision: Precision, attention: str, done: int | None) -> Model:
+    checkpoint = None if done is None else checkpoint_path(config.output_dir, done)
+    start = config.model_name if checkpoint is None or config.lora_r else str(checkpoint)
+    model = load_model(start, processes.device, precision.weights, attention)
+    if config.lora_r:
+        saved = None if checkpoint is None else adapter_path(checkpoint)
+        torch.manual_seed(row_seed(config.seed))  # new adapters start at random, on every process the same
+        model = add_adapters(model, config.lora_r, config.lora_alpha, saved)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _adam(config: TrainConfig) -> AdamOptions:
+    betas = (config.adam_beta1, config.adam_beta2)
+    return AdamOptions(config.learning_rate, betas, config.weight_decay, config.max_grad_norm)
+
+
+def _save_start(config: TrainConfig, learner: Learner, tokenizer: Tokenizer) -> None:
+    """checkpoint_step_0: the warmed-up model, the base that vectors will steer. A run resumes from later ones only."""
+    weights = learner.weights()
+    if learner.processes.main:
+        save_checkpoint(checkpoint_path(config.output_dir, 0), learner.model, tokenizer, weights)
+    learner.processes.wait()
+
+
+def _reference(config: TrainConfig, learner: Learner, precision: Precision, attention: str) -> Reference:
+    if config.lora_r and not config.sft_steps:
+        return Reference(learner)
+    start = str(checkpoint_path(config.output_dir, 0)) if config.sft_steps else config.model_name
+    return Reference(learner, load_model(start, learner.processes.device, precision.weights, attention))
