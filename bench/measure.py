@@ -7,11 +7,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,12 @@ OURS = "ours"
 Way = Callable[[], float]
 """One way of doing the work: does all of it and returns how much that was (tokens, or 1.0 where only the time counts)."""
 
+Name = TypeVar("Name", bound=Hashable)
+
+QUIET = 0.2
+"""Cores that other work may keep busy on a quiet machine."""
+
+_LOOK_SECONDS = 1.0
 
 SAME_SHARE = 0.99
 """Of greedy rows, how many must be the same."""
@@ -51,11 +58,18 @@ class Times:
         return tuple(work / seconds for work, seconds in zip(self.work, self.cpu, strict=True))
 
 
-def interleaved(ways: Mapping[str, Way], repetitions: int, warm: bool = False) -> dict[str, Times]:
+def total(phases: Iterable[Times]) -> Times:
+    """Work that was timed in phases, as a whole: the seconds of each repetition added up."""
+    laps = list(phases)
+    wall, cpu = (tuple(map(sum, zip(*part, strict=True))) for part in ([t.wall for t in laps], [t.cpu for t in laps]))
+    return Times(wall, cpu, work=(1.0,) * len(wall))
+
+
+def interleaved(ways: Mapping[Name, Way], repetitions: int, warm: bool = False) -> dict[Name, Times]:
     """Runs all ways in turns, so that a machine that slows down slows all of them; once before to warm up, unless `warm`."""
     for way in () if warm else ways.values():
         way()
-    laps: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    laps: dict[Name, list[tuple[float, float, float]]] = {name: [] for name in ways}
     # Set aside what the libraries have loaded: a collection then takes no time, and none that is due falls into one lap only.
     gc.collect()
     gc.freeze()
@@ -69,6 +83,11 @@ def interleaved(ways: Mapping[str, Way], repetitions: int, warm: bool = False) -
     return {name: Times(*zip(*rows, strict=True)) for name, rows in laps.items()}
 
 
+def busy_cores() -> float:
+    """How many cores are busy with other work: looks for a second, in which this process does nothing."""
+    return float(psutil.cpu_percent(interval=_LOOK_SECONDS) / 100 * psutil.cpu_count())
+
+
 def peak_memory(benchmark: str, way: str, sizes: Mapping[str, Any], folder: Path) -> float:
     """MiB by which doing the work once raises a fresh process's highest memory use over that of loading and preparing.
 
@@ -79,6 +98,7 @@ def peak_memory(benchmark: str, way: str, sizes: Mapping[str, Any], folder: Path
     )
     command = [sys.executable, "-m", "bench.peak", arguments]
     environment = {**os.environ, **_PLAIN_MALLOC}
+    gc.collect()  # two models that are no longer needed may take the room that the fresh process asks for
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {benchmark}, {way} failed:\n{done.stderr}")
@@ -100,7 +120,7 @@ def require_close(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance
     """The largest difference as a share of the largest value of theirs. Raises DifferentResultsError above `tolerance`."""
     if ours.shape != theirs.shape:
         raise DifferentResultsError(f"{what}: ours has shape {tuple(ours.shape)}, the alternative's {tuple(theirs.shape)}")
-    difference = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30))
+    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not difference <= tolerance:
         raise DifferentResultsError(
             f"{what}: ours differs from the alternative's by {difference:.1e}, expected {tolerance:.0e}"

@@ -10,7 +10,11 @@ import torch
 from bench import extraction, grpo_step
 from bench.measure import highest_memory
 
-_PREPARE = {"grpo": grpo_step.memory_way, "extraction": extraction.memory_way}
+_PREPARE = {
+    "grpo loss": grpo_step.memory_of_loss,
+    "grpo steps": grpo_step.memory_of_steps,
+    "extraction": extraction.memory_way,
+}
 
 
 def main() -> None:

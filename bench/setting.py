@@ -1,4 +1,4 @@
-"""What every benchmark is handed: the embedded model, the seed, and whether this is more than a trial."""
+"""What every benchmark is handed: the models, the seed, and whether this is more than a trial."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,13 @@ from steerlift.training.embedded import EmbeddedRecipe, embedded_base, embedded_
 
 @dataclass(frozen=True)
 class Setting:
-    """`folder` holds the embedded base model, an ordinary Hugging Face folder; `full` measures memory and judges the aims."""
+    """`folder` holds the embedded base model, an ordinary Hugging Face folder, `smollm2` SmolLM2-135M-Instruct if it is there;
+    `full` measures memory and judges the aims."""
 
     folder: Path
     seed: int
     full: bool = True
+    smollm2: Path | None = None
 
     def aim(self, bound: float, direction: Direction = "at least") -> Aim | None:
         """The aim, which only the full sizes can be judged by."""

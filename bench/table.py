@@ -3,7 +3,7 @@
 import os
 import platform
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from bench.measure import Times
+from bench.measure import QUIET, Times
 from steerlift.records.provenance import provenance
 
 Quotient = Literal["ours / alternative", "alternative / ours"]
@@ -55,25 +55,30 @@ class Row:
         cost = " of its time" if self.is_cost else ""
         return [
             self.measured,
-            f"{_spread(self.ours)} {self.unit}",
-            f"{self.alternative_name}: {_spread(self.alternative)} {self.unit}",
-            f"**{_spread(self.ratios, 'x')}**{cost}",
-            _spread(self.cpu_ratios, "x") if self.cpu_ratios else "-",
+            f"{spread(self.ours)} {self.unit}",
+            f"{self.alternative_name}: {spread(self.alternative)} {self.unit}",
+            f"**{spread(self.ratios, 'x')}**{cost}",
+            spread(self.cpu_ratios, "x") if self.cpu_ratios else "-",
+            str(len(self.ratios)),
             self.aim.judge(median(self.ratios)) if self.aim else "-",
         ]
 
 
-HEADINGS = ("measured", "ours", "alternative", "ratio", "in CPU seconds", "aim")
+HEADINGS = ("measured", "ours", "alternative", "ratio", "in CPU seconds", "turns", "aim")
 
 
 @dataclass(frozen=True)
 class Section:
-    """One benchmark: paragraphs on what was measured, and how it was made sure that both sides give the same result."""
+    """One benchmark: paragraphs on what was measured, and how it was made sure that both sides give the same result.
+
+    `rows` are its lines of the table of all benchmarks; `table` is one of its own, the headings first.
+    """
 
     title: str
     text: Sequence[str]
     agreement: str
-    rows: Sequence[Row]
+    rows: Sequence[Row] = ()
+    table: Sequence[Sequence[str]] = ()
 
 
 def time_row(measured: str, ours: Times, name: str, alternative: Times, aim: Aim | None = None, is_cost: bool = False) -> Row:
@@ -91,10 +96,10 @@ def rate_row(measured: str, unit: str, ours: Times, name: str, alternative: Time
     return Row(measured, unit, name, rates, their_rates, ratios, cpu_ratios, aim=aim)
 
 
-def memory_row(measured: str, ours: float, name: str, alternative: float) -> Row:
+def memory_row(measured: str, ours: float, name: str, alternative: float, aim: Aim | None = None) -> Row:
     """Peak MiB, measured once each; the ratio is alternative / ours."""
     ratios = _ratios((ours,), (alternative,), "alternative / ours")
-    return Row(measured, "MiB", name, (ours,), (alternative,), ratios)
+    return Row(measured, "MiB", name, (ours,), (alternative,), ratios, aim=aim)
 
 
 def _ratios(ours: Sequence[float], alternative: Sequence[float], quotient: Quotient) -> tuple[float, ...]:
@@ -102,7 +107,7 @@ def _ratios(ours: Sequence[float], alternative: Sequence[float], quotient: Quoti
     return tuple(our / their if quotient == "ours / alternative" else their / our for our, their in pairs)
 
 
-def _spread(values: Sequence[float], suffix: str = "") -> str:
+def spread(values: Sequence[float], suffix: str = "") -> str:
     """Median and, of several values, the least and the largest."""
     if len(values) == 1:
         return _number(values[0]) + suffix
@@ -120,26 +125,26 @@ _HOW_TO_READ = (
     "run of one process, in turns (ours, alternative, ours, alternative, ...), after both have run once to warm up. A cell "
     "shows the median and, in brackets, the least and the largest of all turns. `ratio` is taken turn by turn and says how "
     "many times better ours is in wall time (seconds and MiB: alternative / ours; tokens per second: ours / alternative) or, "
-    "against a bare forward pass, which does less than ours, how many times its time ours takes. Peak memory is that of a "
-    "fresh process above what it had used once everything was loaded and prepared, with malloc told to give freed blocks "
-    "back at once. All of it ran on the CPU in float32; rows that need a GPU are not here."
+    "against a bare forward pass, which does less than ours, how many times its time ours takes; `turns` says how many there "
+    "were, and an aim is judged by the median. Peak memory is that of a fresh process above what it had used once everything "
+    "was loaded and prepared, with malloc told to give freed blocks back at once; it is measured once. All of it ran on the "
+    "CPU in float32; rows that need a GPU are not here."
 )
 
 
-def document(sections: Sequence[Section], seed: int, command: str, load: float | None) -> str:
-    """The whole of docs/performance.md."""
+def document(sections: Sequence[Section], seed: int, command: str, busy: Mapping[str, float]) -> str:
+    """The whole of docs/performance.md. `busy` says how many cores other work kept busy just before each section."""
+    rows = [row.cells() for section in sections for row in section.rows]
     lines = [
         "# Performance",
         "",
         *_paragraphs(_HOW_TO_READ.format(command=command)),
-        _line(HEADINGS),
-        _line(["---"] * len(HEADINGS)),
-        *(_line(row.cells()) for section in sections for row in section.rows),
-        "",
+        *_table([HEADINGS, *rows] if rows else []),
     ]
     for section in sections:
-        lines += [f"## {section.title}", "", *_paragraphs(*section.text, f"Same results: {section.agreement}")]
-    return "\n".join([*lines, "## Machine and versions", "", *_machine(seed, command, load)]) + "\n"
+        lines += [f"## {section.title}", "", *_table(section.table)]
+        lines += _paragraphs(*section.text, f"Same results: {section.agreement}")
+    return "\n".join([*lines, "## Machine and versions", "", *_machine(seed, command, busy)]) + "\n"
 
 
 def _paragraphs(*texts: str) -> list[str]:
@@ -147,17 +152,25 @@ def _paragraphs(*texts: str) -> list[str]:
     return [line for text in texts for line in (*textwrap.wrap(text, 120, break_on_hyphens=False), "")]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown lines, an empty one after them; none for no rows. The first row are the headings."""
+    if not rows:
+        return []
+    headings, *lines = rows
+    return [*(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *lines)), ""]
 
 
-def _machine(seed: int, command: str, load: float | None) -> list[str]:
+def _machine(seed: int, command: str, busy: Mapping[str, float]) -> list[str]:
     origin = provenance(seed=seed)
     names = {**origin["libraries"], "trl": version("trl"), "steerlift": origin["steerlift"], "Python": origin["python"]}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    busy = "" if load is None else f"; load average of the minute before the start {load:.1f}"
+    quiet = all(count <= QUIET for count in busy.values())
+    looks = ", ".join(f"{name} {count:.2f}" for name, count in busy.items())
+    threads = torch.get_num_threads()
     return [
-        f"- machine: {_cpu_model()}, {cores} cores, {torch.get_num_threads()} of them used ({origin['machine']}){busy}",
+        f"- machine: {_cpu_model()}, {cores} cores, torch threads of a process: {threads} ({origin['machine']})",
+        f"- cores busy with other work in the second before each section: {looks}; the machine was "
+        + ("quiet" if quiet else f"NOT quiet (more than {QUIET}): measure again"),
         f"- date: {origin['date']}",
         f"- seed: {seed}",
         f"- versions: {', '.join(f'{name} {found}' for name, found in names.items())}",

@@ -56,10 +56,12 @@ def saved(folder: Path, model: Any) -> str:
     return str(save_checkpoint(folder, model, tokenizer()))
 
 
-def problem_file(folder: Path, count: int = len(TEXTS)) -> str:
-    """A file of problems: 20 % are test, 10 % dev, the rest train."""
-    path = folder / "problems.jsonl"
-    rows = [{"problem": text, "answer": ANSWER, "subject": "Sums", "level": 1} for text in TEXTS[:count]]
+def problem_file(folder: Path, count: int = len(TEXTS), solution: str = "") -> str:
+    """A file of problems, each with the `solution`: 20 % are test, 10 % dev, the rest train."""
+    path = folder / ("solved.jsonl" if solution else "problems.jsonl")
+    rows = [
+        {"problem": text, "answer": ANSWER, "solution": solution, "subject": "Sums", "level": 1} for text in TEXTS[:count]
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

@@ -46,6 +46,12 @@ class EvaluateConfig:
     """Which problems to report on."""
     data_dir: str | None = None
     """Folder that holds the problems (math/test.jsonl.gz ...); default: STEERLIFT_DATA, else the hub."""
+    engine: Literal["local", "vllm"] = "local"
+    """Where to sample: here, or on vLLM servers of `steerlift serve`, base and all weights as one stream of requests."""
+    servers: str = "http://127.0.0.1:8000"
+    """With --engine vllm: servers of the base model, url,url ...; they share the load."""
+    finetuned_servers: str = ""
+    """Servers of the fine-tuned model; without them those of the base are lent its weights, on this machine."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: str = "auto"

@@ -1,7 +1,7 @@
 """`steerlift evaluate`: base, fine-tuned and steered arms on the same problems, the weight chosen on development problems."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,25 +10,17 @@ from typing import Any
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.results import arm_result, best_weight
+from steerlift.evaluation.samplers import LocalModels, Samplers
+from steerlift.evaluation.served_models import ServedModels
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import few_shot_note, worked_example
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
 from steerlift.records.runs import check_writable, completions_path, write_json
 from steerlift.records.types import Problem
-from steerlift.sampling.local import LocalSampler
-from steerlift.sampling.sampler import Sampler, SamplingOptions
+from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.apply import check_fit
-from steerlift.steering.models import (
-    Model,
-    Tokenizer,
-    check_same_architecture,
-    choose_device,
-    choose_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from steerlift.steering.models import check_same_architecture, choose_device, choose_dtype, load_config
 from steerlift.steering.vectors import SteeringVectors
 
 BASE, FINETUNED, STEERED, RANDOM = "base", "finetuned", "steered", "random"
@@ -49,27 +41,29 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         f"evaluating on {len(test)} {config.split} problems of {config.problems}{few_shot_note(few_shot)}; "
         f"completions go to {book.journal.path}"
     )
-    models = _Models(config)
+    models: Samplers = LocalModels(config) if config.engine == "local" else ServedModels(config)
     options = SamplingOptions(config.temperature, config.max_completion_length)
     run = partial(run_arms, book, count=config.num_completions_eval, options=options, seed=config.seed, few_shot=few_shot)
 
     steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
     base_with_vectors = models.sampler(config.base_model_name, vectors)
     chosen = None
-    if dev:
-        run(base_with_vectors, steered, "dev", dev)
-        on_dev = {arm.weight: book.graded("dev", arm.name, len(dev)) for arm in steered}
-        chosen = best_weight(on_dev, config.pass_at_k[0])
-    run(base_with_vectors, [Arm(BASE), *steered], config.split, test)
-    random = [
-        Arm(f"{RANDOM}:{arm.weight}", arm.weight)
-        for arm in steered
-        if config.random_control and (chosen is None or arm.weight == chosen)
-    ]
-    random_vectors = vectors.random_like(config.seed)
-    run(models.sampler(config.base_model_name, random_vectors), random, config.split, test)
-    run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
-    models.release()
+    try:
+        if dev:
+            run(base_with_vectors, steered, "dev", dev)
+            on_dev = {arm.weight: book.graded("dev", arm.name, len(dev)) for arm in steered}
+            chosen = best_weight(on_dev, config.pass_at_k[0])
+        run(base_with_vectors, [Arm(BASE), *steered], config.split, test)
+        random = [
+            Arm(f"{RANDOM}:{arm.weight}", arm.weight)
+            for arm in steered
+            if config.random_control and (chosen is None or arm.weight == chosen)
+        ]
+        random_vectors = vectors.random_like(config.seed)
+        run(models.sampler(config.base_model_name, random_vectors), random, config.split, test)
+        run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
+    finally:
+        models.release()
 
     results = _results(config, book, steered, random, len(test))
     if chosen is not None:
@@ -87,35 +81,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results["provenance"] = provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device)))
     write_json(config.output_path, results)
     return results
-
-
-class _Models:
-    """Holds one model at a time: asking for another releases the one before."""
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
-        self.loaded: tuple[str, Model, Tokenizer] | None = None
-
-    def sampler(self, name: str, vectors: SteeringVectors | None = None) -> Callable[[], tuple[Sampler, Tokenizer]]:
-        """What makes a sampler of the model `name`, steered by `vectors` at each task's weight."""
-
-        def make() -> tuple[Sampler, Tokenizer]:
-            model, tokenizer = self._load(name)
-            return LocalSampler(model, tokenizer, vectors, self.config.batch_rows), tokenizer
-
-        return make
-
-    def release(self) -> None:
-        self.loaded = None
-
-    def _load(self, name: str) -> tuple[Model, Tokenizer]:
-        if self.loaded is None or self.loaded[0] != name:
-            self.release()
-            device = choose_device(self.config.device)
-            dtype = choose_dtype(self.config.dtype, device)
-            say(f"loading {name} ({str(dtype).removeprefix('torch.')}, {device})")
-            self.loaded = (name, load_model(name, device, dtype), load_tokenizer(name))
-        return self.loaded[1:]
 
 
 def _results(config: EvaluateConfig, book: Gradebook, steered: list[Arm], random: list[Arm], count: int) -> dict[str, Any]:
@@ -158,6 +123,7 @@ def _settings(
         "temperature": config.temperature,
         "seed": config.seed,
         "split": config.split,
+        "engine": config.engine,
         "dev_size": config.dev_size,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
     }

@@ -39,3 +39,7 @@ class CheckpointError(SteerliftError):
 
 class OutOfMemoryError(SteerliftError, MemoryError):
     """The machine or the GPU has too little memory for what was asked."""
+
+
+class ServerError(SteerliftError):
+    """A vLLM server does not answer, fails, or answers nonsense."""

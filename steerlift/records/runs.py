@@ -59,8 +59,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(0o666 & ~_umask())
         if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+            # Out of the way whole, not piece by piece: a kill leaves no half of it under its name.
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+                path.rename(Path(aside) / path.name)
+                temporary.rename(path)
+        else:
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -77,9 +81,13 @@ def completions_path(output_path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Writes `content` as indented JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes `content` as indented JSON, whole or not at all. Raises InputError when there is no room for it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; make room or name another place") from error
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value

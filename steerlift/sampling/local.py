@@ -60,10 +60,9 @@ class LocalSampler:
         self.model.eval()
         try:
             for batch in self._batches(requests, options):
-                for (index, _), completions in zip(batch, self._sample_batch([r for _, r in batch], options), strict=True):
+                sampled = self._sample_batch([request for _, request in batch], options, on_done or _ignore)
+                for (index, _), completions in zip(batch, sampled, strict=True):
                     results[index].extend(completions)
-                    if on_done is not None:
-                        on_done(len(completions))
         finally:
             self.model.train(was_training)
         return results
@@ -86,7 +85,7 @@ class LocalSampler:
         if batch:
             yield batch
 
-    def _sample_batch(self, requests: list[Request], options: SamplingOptions) -> list[list[Completion]]:
+    def _sample_batch(self, requests: list[Request], options: SamplingOptions, on_done: OnDone) -> list[list[Completion]]:
         steered = any(request.weight for request in requests)
         steering: AbstractContextManager[Steering | None] = (
             steer(self.model, self.vectors, [request.weight for request in requests])
@@ -95,17 +94,18 @@ class LocalSampler:
         )
         with steering as active:
             if self._can_split:
-                rows = self._decode(requests, options, active)
+                rows = self._decode(requests, options, active, on_done)
             else:
                 if active is not None:
                     active.set_weight(_per_row([request.weight for request in requests], requests))
                 prompts, mask = self._padded([r.prompt_ids for r in requests for _ in r.seeds])
                 draws = uniforms([s for r in requests for s in r.seeds], options.max_completion_length)
                 rows = decode_with_generate(self.model, prompts, mask, draws, options, self._end_ids.tolist(), self._pad_id)
+                on_done(len(draws))
         return self._completions(requests, *rows)
 
     def _decode(
-        self, requests: list[Request], options: SamplingOptions, steering: Steering | None
+        self, requests: list[Request], options: SamplingOptions, steering: Steering | None, on_done: OnDone
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and logprobs, shape (rows, max_completion_length), and lengths, shape (rows,)."""
         device, limit = self.model.device, options.max_completion_length
@@ -139,6 +139,7 @@ class LocalSampler:
             if bool(ended_R.any()):
                 lengths_R[rows[ended_R]] = step + 1
                 keep = (~ended_R).nonzero().squeeze(1)
+                on_done(len(rows) - len(keep))
                 rows, tokens_R, mask_RT, positions_R = rows[keep], tokens_R[keep], mask_RT[keep], positions_R[keep]
                 if len(rows) == 0:
                     break
@@ -150,6 +151,8 @@ class LocalSampler:
                 logits_RV = self._forward(
                     tokens_R[:, None], mask_RT[:, : prompt_length + step + 1], positions_R[:, None], cache
                 )
+        if len(rows):
+            on_done(len(rows))
         return tokens_RT, logprobs_RT, lengths_R
 
     def _forward(self, ids_RT: Tensor, mask_RT: Tensor, positions_RT: Tensor, cache: DynamicCache) -> Tensor:
@@ -201,6 +204,10 @@ def rows_that_fit(model: Model, length: int) -> int:
 
 def _new_cache(model: Model) -> DynamicCache:
     return DynamicCache(config=model.config)
+
+
+def _ignore(count: int) -> None:
+    """Nobody wants to know how many are done."""
 
 
 def _per_row(values: list[T], requests: list[Request]) -> list[T]:

@@ -185,7 +185,23 @@ def architecture(config: Any) -> str:  # noqa: ANN401 - transformers is untyped
 
 def end_token_ids(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id that ends a completion: those of the generation config and the tokenizer's own."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    return _end_token_ids(model.generation_config, tokenizer)
+
+
+def load_end_token_ids(name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The same without loading the model `name`."""
+    from transformers import GenerationConfig
+
+    source = find_source(name)
+    try:
+        settings = GenerationConfig.from_pretrained(source.whole)
+    except OSError:  # it has none; transformers then takes the model's own configuration
+        settings = load_config(name)
+    return _end_token_ids(settings, tokenizer)
+
+
+def _end_token_ids(settings: Any, tokenizer: Tokenizer) -> tuple[int, ...]:  # noqa: ANN401 - transformers is untyped
+    configured = getattr(settings, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}))
 

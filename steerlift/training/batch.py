@@ -5,7 +5,7 @@ prompts of S tokens, N completion tokens that count, H hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class MicroBatch:
     """Some rows of a step: distinct prompts padded on the left (D, S), completions padded on the right (R, T), which prompt
     each row has, and the advantage and weight in the loss of each of the N completion tokens, row by row.
 
-    `old_logprobs_N` are those of the policy that sampled, where it is no longer the one that is trained;
+    `sampled_logprobs_N` are what the sampler gave; `old_logprobs_N` those of the policy that sampled, computed here, where it
+    is no longer the one that is trained;
     `reference_logprobs_N` those of the model that the KL is taken to.
     """
 
@@ -31,6 +32,7 @@ class MicroBatch:
     mask_RT: Tensor
     advantages_N: Tensor
     weights_N: Tensor
+    sampled_logprobs_N: Tensor | None = None
     old_logprobs_N: Tensor | None = None
     reference_logprobs_N: Tensor | None = None
 
@@ -95,6 +97,7 @@ class StepBatch:
 
     prompts: list[tuple[int, ...]]
     completions: list[tuple[int, ...]]
+    logprobs: list[tuple[float, ...]]
     rewards_PG: Tensor
     advantages_B: Tensor
     weights_BT: Tensor
@@ -128,6 +131,7 @@ class StepBatch:
         return cls(
             prompts=[tuple(prompt) for prompt in prompts for _ in range(group)],
             completions=completions,
+            logprobs=[c.logprobs for g in graded for c in g.completions],
             rewards_PG=rewards_PG,
             advantages_B=group_advantages(rewards_PG, scale_rewards).flatten(),
             weights_BT=token_weights(mask_BT, loss_type, max_completion_length),
@@ -169,7 +173,10 @@ class StepBatch:
 
     def _pack(self, rows: list[int], weights_RT: Tensor, device: torch.device) -> MicroBatch:
         prompts, completions = [self.prompts[row] for row in rows], [self.completions[row] for row in rows]
-        return pack(prompts, completions, self.advantages_B[rows], weights_RT, device)
+        batch = pack(prompts, completions, self.advantages_B[rows], weights_RT, device)
+        sampled = torch.tensor([value for row in rows for value in self.logprobs[row]], device=device)
+        # Completions read back from a file have none.
+        return replace(batch, sampled_logprobs_N=sampled) if len(sampled) == len(batch.targets_N) else batch
 
 
 def pack(

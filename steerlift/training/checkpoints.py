@@ -89,20 +89,31 @@ def tidy(output_dir: Path, keep: int | None) -> None:
         (checkpoint_path(output_dir, step) / _STATE).unlink(missing_ok=True)
     for step in steps[: -keep or None] if keep else []:
         if step != 0:
-            shutil.rmtree(checkpoint_path(output_dir, step))
+            _remove(checkpoint_path(output_dir, step))
 
 
 def remove_checkpoints(output_dir: Path) -> None:
     """Removes all checkpoints of a run."""
+    tidy(output_dir, None)
     for step in saved_steps(output_dir):
-        shutil.rmtree(checkpoint_path(output_dir, step))
+        _remove(checkpoint_path(output_dir, step))
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a kill in the middle leaves no half of a checkpoint under its name."""
+    hidden = folder.with_name(f".{folder.name}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        # tokenizers reports a full disk by a bare Exception.
+        if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
+            raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         steps = saved_steps(folder.parent)
         last = f"; the last whole one is {checkpoint_path(folder.parent, steps[-1])}" if steps else ""

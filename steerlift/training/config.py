@@ -130,11 +130,15 @@ class TrainConfig:
     """Keep only the last so many checkpoints (and that of step 0); default: all. Only the last can be resumed from."""
 
     use_vllm: bool = False
-    """Sample from a vLLM server. Not in this version: refused."""
+    """Sample on a vLLM server, started with `steerlift serve` on this machine; it is given the weights after every step."""
     vllm_host: str = "localhost"
-    """Host of the vLLM server."""
+    """Host of the vLLM server: this machine."""
     vllm_port: int = 8000
     """Port of the vLLM server."""
+    vllm_patience: float = 1800.0
+    """Seconds to wait for a server that does not answer before the run stops, resumable."""
+    importance_cap: float = 2.0
+    """With --use_vllm, weigh tokens by how much likelier they are here than at the server, at most this; 0 does not."""
     use_wandb: bool = False
     """Log to Weights & Biases too (pip install steerlift[wandb])."""
     use_trackio: bool = False
@@ -177,6 +181,8 @@ class TrainConfig:
         for name in ("warmup_percent", "final_lr_percent"):
             check_number(name, getattr(self, name), least=0, most=1)
         check_number("num_chains", self.num_chains, least=2)
+        check_number("vllm_patience", self.vllm_patience, above=0)
+        check_number("importance_cap", self.importance_cap, least=0)
         check_pass_at_k(self.pass_at_k, self.num_completions_eval)
         if self.gradient_accumulation_steps > self.train_size:
             raise InputError(

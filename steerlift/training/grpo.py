@@ -54,19 +54,32 @@ def token_losses(
     epsilon_high: float | None = None,
     reference_logprobs_N: Tensor | None = None,
     beta: float = 0.0,
+    importance_N: Tensor | None = None,
 ) -> Tensor:
     """The clipped policy-gradient loss of each token, shape (N,), plus `beta` times its KL to the reference if given.
 
     `old_logprobs_N` are those of the policy that sampled; None means that it is the policy itself: the ratio is 1 and only
-    its gradient matters. `epsilon_high` None is `epsilon_low`.
+    its gradient matters. `epsilon_high` None is `epsilon_low`. `importance_N` weighs each token's policy-gradient loss, not its
+    KL: see importance_weights.
     """
     old_N = logprobs_N.detach() if old_logprobs_N is None else old_logprobs_N
     ratio_N = (logprobs_N - old_N).exp()
     clipped_N = ratio_N.clamp(1 - epsilon_low, 1 + (epsilon_low if epsilon_high is None else epsilon_high))
     losses_N = -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
+    if importance_N is not None:
+        losses_N = losses_N * importance_N
     if beta and reference_logprobs_N is not None:
         losses_N = losses_N + beta * kl_estimates(logprobs_N, reference_logprobs_N)
     return losses_N
+
+
+def importance_weights(logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
+    """How much likelier each token is here than where it was sampled, at most `cap`, shape (N,), without a gradient.
+
+    Truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training"): an engine with other kernels samples a slightly other policy than the one that is trained.
+    """
+    return (logprobs_N.detach() - sampled_logprobs_N).exp().clamp(max=cap)
 
 
 def kl_estimates(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 from steerlift.records.errors import InputError
 from steerlift.steering.models import Model, text_config
 
-# Bytes of one chunk's float32 logits; two such buffers exist at a time.
-_CHUNK_BYTES = 64 * 2**20
+# Bytes of one chunk's float32 logits; two such buffers exist at a time. A CPU gains no speed from more, a GPU does.
+_CHUNK_BYTES = {"cpu": 16 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 128 * 2**20
 
 
 class ChunkLoss(Protocol):
@@ -67,7 +68,7 @@ def chunked_loss(
 def chunked_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, temperature: float) -> Tensor:
     """Log probability of each target under softmax(logits / temperature), shape (N,), without a gradient."""
     weight_VH = head.weight_VH.to(hidden_NH.dtype)
-    size = chunk_tokens(len(weight_VH))
+    size = chunk_tokens(len(weight_VH), weight_VH.device.type)
     logprobs = []
     for hidden_CH, targets_C in zip(torch.split(hidden_NH, size), torch.split(targets_N, size), strict=True):
         scaled_CV = _logits(hidden_CH, weight_VH, head).div_(temperature)
@@ -75,9 +76,9 @@ def chunked_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, temperatu
     return torch.cat(logprobs)
 
 
-def chunk_tokens(vocabulary: int) -> int:
+def chunk_tokens(vocabulary: int, device: str = "cpu") -> int:
     """Tokens of a chunk: enough for efficient matrix products, few enough for little memory."""
-    return max(64, _CHUNK_BYTES // (4 * vocabulary))
+    return max(64, _CHUNK_BYTES.get(device, _CHUNK_BYTES_ELSEWHERE) // (4 * vocabulary))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -97,7 +98,7 @@ class _ChunkedLoss(torch.autograd.Function):
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         gradients = _Gradients.like(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
-        size = chunk_tokens(len(weight_VH))
+        size = chunk_tokens(len(weight_VH), device)
         losses, logprobs, entropies = [], [], []
         with torch.autocast(device, enabled=False):
             weight = weight_VH.to(dtype)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from steerlift.records.errors import MissingDependencyError
 from steerlift.steering.models import Model
@@ -29,7 +30,12 @@ def add_adapters(model: Model, rank: int, alpha: float | None, saved: Path | Non
     if saved is not None:
         return peft.PeftModel.from_pretrained(model, saved, is_trainable=True, adapter_name=ADAPTER)
     options = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules="all-linear",
+        # GPT-2's linear layers keep their weights transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, options, adapter_name=ADAPTER)
 

@@ -1,5 +1,6 @@
 """The numbers of one training step, and what they are measured with."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,14 @@ from steerlift.training.config import TrainConfig
 from steerlift.training.grpo import is_clipped, kl_estimates
 from steerlift.training.policy_loss import TokenResults
 
-MEASURED = ("sampling_seconds", "grading_seconds", "update_seconds", "tokens_per_second", "peak_memory_gib")
+MEASURED = (
+    "sampling_seconds",
+    "grading_seconds",
+    "update_seconds",
+    "sync_seconds",
+    "tokens_per_second",
+    "peak_memory_gib",
+)
 """Metrics of the machine: all others are the same whenever the same run is made again."""
 
 
@@ -37,25 +45,33 @@ class TokenTotals:
     """Sums over the trained tokens of a step's updates: a vector, so that processes can add theirs up in one go."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64)
+        self.sums = torch.zeros(7, dtype=torch.float64)
 
     def add(self, batch: MicroBatch, result: TokenResults, config: TrainConfig) -> None:
         """Counts a micro-batch in; one that only fills up a process' share has weight 0 and does not count."""
         if not bool(batch.weights_N.any()) or not len(result.logprobs_N):
             return
-        clipped = kl = 0.0
+        clipped = kl = gap = compared = capped = 0.0
+        if batch.old_logprobs_N is None and batch.sampled_logprobs_N is not None:
+            # The policy has not moved yet: what differs is how sampler and trainer compute.
+            difference_N = result.logprobs_N - batch.sampled_logprobs_N
+            gap, compared = float(difference_N.abs().double().sum()), float(len(difference_N))
+            capped = float((difference_N > math.log(config.importance_cap)).sum()) if config.importance_cap else 0.0
         if batch.old_logprobs_N is not None:
             clips = (batch.advantages_N, config.epsilon_low, config.epsilon_high)
             clipped = float(is_clipped(result.logprobs_N, batch.old_logprobs_N, *clips).sum())
         if batch.reference_logprobs_N is not None:
             kl = float(kl_estimates(result.logprobs_N, batch.reference_logprobs_N).double().sum())
         entropy = float(result.entropies_N.double().sum())
-        self.sums += torch.tensor([len(result.logprobs_N), entropy, clipped, kl], dtype=torch.float64)
+        sums = [len(result.logprobs_N), entropy, clipped, kl, compared, gap, capped]
+        self.sums += torch.tensor(sums, dtype=torch.float64)
 
     def means(self, sums: Tensor, config: TrainConfig) -> dict[str, float | None]:
         """Per trained token; null where no token was trained, or no KL is taken."""
-        tokens, entropy, clipped, kl = sums.tolist()
+        tokens, entropy, clipped, kl, compared, gap, capped = sums.tolist()
         return {
+            "logprob_gap": gap / compared if compared else None,
+            "importance_capped_rate": capped / compared if compared and config.use_vllm else None,
             "entropy": entropy / tokens if tokens else None,
             "clip_rate": clipped / tokens if tokens else None,
             "kl": kl / tokens if tokens and config.beta else None,

@@ -11,7 +11,7 @@ from steerlift.records.errors import InputError, MissingDependencyError
 from steerlift.steering.models import Model, decoder_body
 from steerlift.training.batch import MicroBatch
 from steerlift.training.config import TrainConfig
-from steerlift.training.grpo import token_losses
+from steerlift.training.grpo import importance_weights, token_losses
 from steerlift.training.head import chunk_tokens, chunked_logprobs, chunked_loss, head_of
 
 
@@ -29,17 +29,24 @@ PolicyLoss = Callable[[Model, MicroBatch], TokenResults]
 
 def our_loss(config: TrainConfig) -> PolicyLoss:
     """The loss on the tokens that count only, with the language-model head in chunks."""
+    corrects = config.use_vllm and config.importance_cap > 0
 
     def loss(model: Model, batch: MicroBatch) -> TokenResults:
         def chunk_loss(logprobs_C: Tensor, chunk: slice) -> Tensor:
+            old_C = None if batch.old_logprobs_N is None else batch.old_logprobs_N[chunk]
+            importance_C = None
+            if corrects and batch.sampled_logprobs_N is not None:
+                here_C = logprobs_C if old_C is None else old_C
+                importance_C = importance_weights(here_C, batch.sampled_logprobs_N[chunk], config.importance_cap)
             losses_C = token_losses(
                 logprobs_C,
-                None if batch.old_logprobs_N is None else batch.old_logprobs_N[chunk],
+                old_C,
                 batch.advantages_N[chunk],
                 config.epsilon_low,
                 config.epsilon_high,
                 None if batch.reference_logprobs_N is None else batch.reference_logprobs_N[chunk],
                 config.beta,
+                importance_C,
             )
             return (losses_C * batch.weights_N[chunk]).sum()
 
@@ -60,8 +67,8 @@ def liger_loss(config: TrainConfig) -> PolicyLoss:
 
     Raises MissingDependencyError without liger-kernel and InputError for what its loss does not know.
     """
-    if config.beta or config.num_iterations > 1:
-        raise InputError("--use_liger knows no --beta and no --num_iterations; leave it out, our loss knows both")
+    if config.beta or config.num_iterations > 1 or config.use_vllm:
+        raise InputError("--use_liger knows no --beta, --num_iterations or --use_vllm; leave it out, our loss knows them")
     fused_type = import_liger()
 
     @cache
@@ -70,7 +77,7 @@ def liger_loss(config: TrainConfig) -> PolicyLoss:
             beta=0.0,
             compiled=device == "cuda",  # compiling costs half a minute on a CPU and gains nothing there
             use_ref_model=False,
-            chunk_size=chunk_tokens(vocabulary),
+            chunk_size=chunk_tokens(vocabulary, device),
             epsilon_low=config.epsilon_low,
             epsilon_high=config.epsilon_low if config.epsilon_high is None else config.epsilon_high,
             loss_type="dr_grpo",

@@ -9,10 +9,10 @@ from steerlift.evaluation.results import examples, summarize
 from steerlift.records.errors import InputError
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
-from steerlift.records.runs import Journal, read_json, write_json
+from steerlift.records.runs import Journal, check_writable, read_json, write_json
 from steerlift.records.types import GradedProblem
 from steerlift.scoring.rewards import format_reward
-from steerlift.training.checkpoints import remove_checkpoints, tidy
+from steerlift.training.checkpoints import checkpoint_path, remove_checkpoints, saved_steps, tidy
 from steerlift.training.config import TrainConfig
 from steerlift.training.trackers import open_trackers
 
@@ -38,7 +38,7 @@ _MAY_CHANGE = (
     "wandb_project",
     "wandb_run",
 )
-# Only what a run writes: the folder may be the user's own.
+# Only what a run writes: the folder may be the user's own. config.json is last to go: it tells what the others are.
 _FILES = (
     "metrics.jsonl",
     "completions.jsonl",
@@ -69,6 +69,7 @@ class RunLog:
         self._eval_completions = Journal(self.folder / "eval_completions.jsonl")
         self.evaluations: dict[str, dict[str, Any]] = {}
         self._written_at = 0
+        check_writable(self.folder / "config.json")
         origin = provenance(model=config.model_name, seed=config.seed, device=device)
         if resume_from is None:
             self._clear()
@@ -140,10 +141,10 @@ class RunLog:
             tracker.finish()
 
     def _clear(self) -> None:
+        remove_checkpoints(self.folder)
         for name in _FILES:
             (self.folder / name).unlink(missing_ok=True)
-        remove_checkpoints(self.folder)
-        tidy(self.folder, None)
+        self._sweep()
 
     def _cut_after(self, step: int) -> None:
         for journal in (self._metrics, self._completions, self._eval_completions):
@@ -153,12 +154,28 @@ class RunLog:
         self.evaluations = {name: summary for name, summary in summaries.items() if int(name) <= step}
         write_json(path, self.evaluations)
         tidy(self.folder, self.config.keep_checkpoints)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes half-written files that a kill has left."""
+        for name in _FILES:
+            for leftover in self.folder.glob(f".{name}.*"):
+                leftover.unlink()
 
 
 def check_folder(config: TrainConfig) -> None:
     """Raises InputError unless the output folder is free, or holds the run to resume, or may be overwritten."""
     settings = config.output_dir / "config.json"
+    steps = saved_steps(config.output_dir)
+    model = Path(config.model_name).resolve()
+    if config.overwrite and any(
+        checkpoint_path(config.output_dir, step).resolve() in (model, *model.parents) for step in steps
+    ):
+        raise InputError(f"--overwrite would delete --model_name {config.model_name}; name another --output_dir")
     if not settings.exists():
+        # The original's runs have no config.json.
+        if not config.overwrite and (steps or (config.output_dir / "run_log.json").exists()):
+            raise InputError(f"{config.output_dir} holds another run; name another --output_dir, or --overwrite to start over")
         return
     before = read_json(settings)
     if "provenance" not in before:

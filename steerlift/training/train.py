@@ -1,6 +1,7 @@
 """`steerlift train`: loads what a run needs, warms up if asked, and hands over to the trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from steerlift.records.errors import InputError
 from steerlift.records.progress import progress, say
 from steerlift.records.types import Problem
 from steerlift.sampling.draws import row_seed
+from steerlift.sampling.server import Patience
 from steerlift.scoring.plugins import load_reward
 from steerlift.steering.models import (
     Model,
@@ -32,13 +34,15 @@ from steerlift.training.checkpoints import (
 from steerlift.training.config import TrainConfig
 from steerlift.training.learner import AdamOptions, Learner
 from steerlift.training.lora import add_adapters, import_peft
-from steerlift.training.policy_loss import import_liger
+from steerlift.training.policy_loss import liger_loss
+from steerlift.training.policy_sampling import LocalPolicy, PolicySampler
 from steerlift.training.processes import Processes
 from steerlift.training.reference import Reference
 from steerlift.training.run_log import RunLog, check_folder
+from steerlift.training.served_policy import ServedPolicy
 from steerlift.training.trackers import check_trackers
-from steerlift.training.trainer import Trainer
-from steerlift.training.warmup import warm_up
+from steerlift.training.trainer import Trainer, naming_divergence, naming_memory
+from steerlift.training.warmup import warm_up, worked_solutions
 
 
 def train(config: TrainConfig) -> Path:
@@ -64,6 +68,8 @@ def train(config: TrainConfig) -> Path:
     problems = _fitting(drawn, tokenizer, few_shot, config)
     held_out = load_problems(config.problems, "test", config.eval_size, config.seed, config.data_dir)
     attention = choose_attention(config.attention, processes.device)
+    warming = bool(config.sft_steps) and done is None
+    solutions = worked_solutions(tokenizer, problems, few_shot, config) if warming else []
     model = _load_policy(config, processes, precision, attention, done)
     say(f"training {config.model_name} ({precision}, {attention} attention, {processes})")
     say(f"on {len(problems)} problems of {config.problems}{few_shot_note(few_shot)}")
@@ -75,15 +81,16 @@ def train(config: TrainConfig) -> Path:
     learner = Learner(model, _adam(config), processes, precision)
     if done is not None:
         learner.load_optimizer_state(load_training_state(config.output_dir, done))
-    elif config.sft_steps:
-        warm_up(learner, tokenizer, problems, few_shot, config)
+    elif warming:
+        with naming_divergence("warm-up", "--sft_learning_rate"), naming_memory("warm-up", "--micro_batch_size"):
+            warm_up(learner, solutions, config)
         learner.restart(_adam(config))
-    if config.sft_steps and not done:
         _save_start(config, learner, tokenizer)
     reference = _reference(config, learner, precision, attention) if config.beta else None
-    trainer = Trainer(config, learner, tokenizer, rewards, log, reference, few_shot)
-    with progress("training", config.num_train_iters, done or 0) as bar:
-        trainer.run(problems, held_out, done or 0, bar)
+    with _policy_sampler(config, learner, tokenizer, few_shot) as policy:
+        trainer = Trainer(config, learner, tokenizer, policy, rewards, log, reference)
+        with progress("training", config.num_train_iters, done or 0) as bar:
+            trainer.run(problems, held_out, done or 0, bar)
     if log is not None:
         log.close()
     processes.end()
@@ -92,10 +99,12 @@ def train(config: TrainConfig) -> Path:
 
 def check_extras(config: TrainConfig) -> None:
     """Raises MissingDependencyError for an option whose package is not installed, before anything is loaded or written."""
-    if config.use_vllm:
-        raise InputError("--use_vllm: this version samples on its own; leave the flag out (a vLLM sampler is planned)")
+    if config.use_vllm and config.vllm_host not in ("localhost", "127.0.0.1"):
+        raise InputError(
+            f"--vllm_host {config.vllm_host}: weights reach the server through this machine's memory; start it here"
+        )
     if config.use_liger:
-        import_liger()
+        liger_loss(config)
     if config.lora_r:
         import_peft()
     check_trackers(config.use_wandb, config.use_trackio)
@@ -107,7 +116,7 @@ def _step_to_resume(config: TrainConfig) -> int | None:
         return None
     done = resumable_step(config.output_dir)
     if done is None:
-        if saved_steps(config.output_dir):
+        if any(saved_steps(config.output_dir)):  # step 0 is the warmed-up model, which a new beginning makes again
             raise InputError(f"--resume: no checkpoint in {config.output_dir} holds the optimizer's state; pass --overwrite")
         say(f"no checkpoint in {config.output_dir} yet: starting from the beginning")
     elif done > config.num_train_iters:
@@ -138,6 +147,20 @@ def _load_policy(config: TrainConfig, processes: Processes, precision: Precision
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+@contextmanager
+def _policy_sampler(
+    config: TrainConfig, learner: Learner, tokenizer: Tokenizer, few_shot: Sequence[Problem]
+) -> Iterator[PolicySampler]:
+    if not config.use_vllm:
+        yield LocalPolicy(learner, tokenizer, few_shot, config.batch_rows)
+        return
+    served = ServedPolicy(learner, tokenizer, config.vllm_port, few_shot, Patience(server=config.vllm_patience))
+    try:
+        yield served
+    finally:
+        served.close()
 
 
 def _adam(config: TrainConfig) -> AdamOptions:

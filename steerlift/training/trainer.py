@@ -1,28 +1,28 @@
 """The GRPO loop: sample, grade, update; evaluate and save when it is time."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from steerlift.records.errors import NotFiniteError, OutOfMemoryError, TrainingDivergedError
+from steerlift.records.errors import NotFiniteError, OutOfMemoryError, ServerError, TrainingDivergedError
 from steerlift.records.progress import Progress
 from steerlift.records.types import GradedProblem, Problem
 from steerlift.sampling.draws import row_seed
-from steerlift.sampling.local import LocalSampler
-from steerlift.sampling.rollouts import SampledProblem, Task, grade_sampled, prompt_ids, sample_tasks
+from steerlift.sampling.rollouts import SampledProblem, Task, grade_sampled, prompt_ids
 from steerlift.sampling.sampler import OnDone, SamplingOptions
 from steerlift.scoring.plugins import RewardFunction, group_rewards
 from steerlift.steering.models import Tokenizer
 from steerlift.training.batch import StepBatch
-from steerlift.training.checkpoints import checkpoint_path, save_checkpoint
+from steerlift.training.checkpoints import checkpoint_path, save_checkpoint, saved_steps
 from steerlift.training.config import TrainConfig
 from steerlift.training.grpo import has_no_signal
 from steerlift.training.learner import Gradients, Learner, check_finite
 from steerlift.training.metrics import Clock, TokenTotals, completion_metrics, machine_metrics
 from steerlift.training.policy_loss import liger_loss, our_loss
+from steerlift.training.policy_sampling import PolicySampler
 from steerlift.training.reference import Reference
 from steerlift.training.run_log import RunLog
 from steerlift.training.schedule import learning_rate_factor, problems_of_step
@@ -36,25 +36,26 @@ class Trainer:
         config: TrainConfig,
         learner: Learner,
         tokenizer: Tokenizer,
+        policy: PolicySampler,
         rewards: Sequence[tuple[str, RewardFunction]],
         log: RunLog | None,
         reference: Reference | None = None,
-        few_shot: Sequence[Problem] = (),
     ) -> None:
         self.config = config
         self.learner = learner
         self.processes = learner.processes
         self.tokenizer = tokenizer
+        self.policy = policy
         self.rewards = rewards
         self.log = log
         self.reference = reference
-        self.few_shot = few_shot
-        self.sampler = LocalSampler(learner.model, tokenizer, batch_rows=config.batch_rows)
+        self.status = ""
         self.loss = (liger_loss if config.use_liger else our_loss)(config)
 
     def run(self, problems: Sequence[Problem], held_out: Sequence[Problem], done: int, bar: Progress) -> None:
         """All steps after the first `done`, with evaluations at step 0, every `eval_every` steps and the end."""
         config = self.config
+        self.policy.sync()
         score = self._evaluate(0, held_out, bar) if done == 0 else self._last_score()
         for step in range(done + 1, config.num_train_iters + 1):
             chosen = problems_of_step(problems, step, config.gradient_accumulation_steps, config.seed)
@@ -64,7 +65,8 @@ class Trainer:
                 score = self._evaluate(step, held_out, bar)
             if step % config.save_every == 0 or last:
                 self.save(step)
-            bar.advance(1, f"reward {metrics['reward']:.2f}  right {metrics['accuracy']:.0%}  test {score:.1f} %")
+            self.status = f"reward {metrics['reward']:.2f}  right {metrics['accuracy']:.0%}  test {score:.1f} %"
+            bar.advance(1, self.status)
 
     def _evaluate(self, step: int, held_out: Sequence[Problem], bar: Progress) -> float:
         """Evaluates and returns the score."""
@@ -74,8 +76,10 @@ class Trainer:
             config.eval_max_completion_length or config.max_completion_length,
         )
         tasks = [Task(problem, config.num_completions_eval, config.seed) for problem in held_out]
-        with _naming_memory(f"step {step}, evaluation", "--batch_rows"):
-            sampled = self._sample(tasks, options, _counter(bar, f"evaluating step {step}"))
+        # At step 0 nothing is trained yet: a model that cannot be sampled from is the user's own.
+        diverging = naming_divergence(f"step {step}, evaluation") if step else nullcontext()
+        with diverging, naming_memory(f"step {step}, evaluation", "--batch_rows"):
+            sampled = self._sample(step, tasks, options, self._counter(bar, f"evaluating step {step}"))
         graded = self.processes.gather(grade_sampled(sampled))
         if self.log is not None:
             self.log.evaluation(step, graded)
@@ -102,13 +106,19 @@ class Trainer:
         # Seeds per place too: a problem may end one epoch and begin the next within a step.
         tasks = [Task(p, config.num_chains, row_seed(config.seed, step, place)) for place, p in enumerate(problems)]
         options = SamplingOptions(config.temperature, config.max_completion_length)
-        with clock.phase("sampling"), self._naming_divergence(step), _naming_memory(f"step {step}, sampling", "--batch_rows"):
-            sampled = self._sample(tasks, options, _counter(bar, "sampling"))
+        with (
+            clock.phase("sampling"),
+            naming_divergence(f"step {step}"),
+            naming_memory(f"step {step}, sampling", "--batch_rows"),
+        ):
+            sampled = self._sample(step, tasks, options, self._counter(bar, "sampling"))
         with clock.phase("grading"):
             graded = self.processes.gather(grade_sampled(sampled))
             rewards = [group_rewards(self.rewards, g) for g in graded]
-        with clock.phase("update"), _naming_memory(f"step {step}, update", "--micro_batch_size"):
+        with clock.phase("update"), naming_memory(f"step {step}, update", "--micro_batch_size"):
             update = self._update(step, graded, rewards)
+        with clock.phase("sync"):
+            self.policy.sync()
         metrics = {
             **update,
             **completion_metrics(graded),
@@ -118,10 +128,26 @@ class Trainer:
             self.log.train_step(step, graded, rewards, metrics)
         return metrics
 
-    def _sample(self, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
+    def _sample(self, step: int, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
         """This process's share of the tasks, answered."""
-        mine = self.processes.share(tasks)
-        return self.learner.run(lambda _: sample_tasks(self.sampler, self.tokenizer, mine, options, on_done, self.few_shot))
+        try:
+            return self.policy.sample(self.processes.share(tasks), options, on_done)
+        except ServerError as error:
+            last = max(saved_steps(self.config.output_dir), default=0)
+            if self.processes.count == 1 and last < step - 1:
+                # Step by step, nothing has moved since: no step is lost. (Several processes cannot be asked any more.)
+                self.save(step - 1)
+            raise ServerError(f"step {step}: {error}; --resume goes on from the last checkpoint") from error
+
+    def _counter(self, bar: Progress, doing: str) -> OnDone:
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            bar.advance(0, f"{self.status}  [{doing}: {done}]".strip())
+
+        return count
 
     def _update(self, step: int, graded: Sequence[GradedProblem], rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
         """`num_iterations` updates from the completions just sampled, those of all processes."""
@@ -169,7 +195,7 @@ class Trainer:
             check_finite(gradients)
         except NotFiniteError as error:
             self.learner.forget()
-            kept = "the last checkpoint is whole"
+            kept = "the last checkpoint is whole" if saved_steps(self.config.output_dir) else "no checkpoint is saved yet"
             if iteration == 0 and step > 1:
                 # The weights have not moved yet: what is saved is the state after the last good step.
                 self.save(step - 1)
@@ -180,27 +206,18 @@ class Trainer:
                 f"step {step}: {error}; {kept}; lower --learning_rate, then --resume or start over"
             ) from error
 
-    @contextmanager
-    def _naming_divergence(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except NotFiniteError as error:
-            raise TrainingDivergedError(f"step {step}: {error}; try a lower --learning_rate") from error
 
-
-def _counter(bar: Progress, doing: str) -> OnDone:
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        bar.advance(0, f"{doing}: {done} completions")
-
-    return count
+@contextmanager
+def naming_divergence(doing: str, option: str = "--learning_rate") -> Iterator[None]:
+    """Turns numbers that are no longer finite into one line that says when and what to lower."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise TrainingDivergedError(f"{doing}: {error}; try a lower {option}") from error
 
 
 @contextmanager
-def _naming_memory(doing: str, option: str) -> Iterator[None]:
+def naming_memory(doing: str, option: str) -> Iterator[None]:
     """Turns running out of memory into one line that says what to lower."""
     try:
         yield

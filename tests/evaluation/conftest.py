@@ -4,7 +4,7 @@ import pytest
 from evaluated import some_vectors
 from small_pipeline import problem_file, saved, trained
 
-from steerlift.evaluation import evaluate as evaluate_module
+from steerlift.evaluation import samplers as samplers_module
 from steerlift.evaluation.config import EvaluateConfig
 
 
@@ -41,4 +41,4 @@ def no_sampling(monkeypatch):
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(evaluate_module, "load_model", refuse)
+    monkeypatch.setattr(samplers_module, "load_model", refuse)

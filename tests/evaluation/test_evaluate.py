@@ -9,7 +9,7 @@ import torch
 from evaluated import METADATA, graded, some_vectors
 from small_pipeline import saved, tokenizer, trained, untrained
 
-from steerlift.evaluation import evaluate as evaluate_module
+from steerlift.evaluation import samplers as samplers_module
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.evaluate import evaluate
 from steerlift.evaluation.results import arm_result
@@ -204,7 +204,7 @@ def test_impossible_options_are_refused_at_once(config, changes, message):
 
 def test_one_model_is_in_memory_at_a_time(config, monkeypatch):
     loaded: list[weakref.ref[torch.nn.Module]] = []
-    load_model = evaluate_module.load_model
+    load_model = samplers_module.load_model
 
     def load(*arguments):
         assert not [model for model in loaded if model() is not None]
@@ -212,7 +212,7 @@ def test_one_model_is_in_memory_at_a_time(config, monkeypatch):
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(evaluate_module, "load_model", load)
+    monkeypatch.setattr(samplers_module, "load_model", load)
     evaluate(replace(config, dev_size=4, random_control=True))
     assert len(loaded) == 2
 

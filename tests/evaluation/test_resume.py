@@ -9,7 +9,7 @@ import pytest
 import torch
 from evaluated import some_vectors, timeless
 
-from steerlift.evaluation import evaluate as evaluate_module
+from steerlift.evaluation import samplers as samplers_module
 from steerlift.evaluation.evaluate import evaluate
 from steerlift.records.errors import InputError
 from steerlift.records.runs import completions_path
@@ -33,7 +33,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, lines):
 def test_a_finished_run_is_only_summed_up_again(config, monkeypatch):
     evaluate(config)
     first = timeless(config.output_path)
-    monkeypatch.setattr(evaluate_module, "load_model", None)
+    monkeypatch.setattr(samplers_module, "load_model", None)
     config.output_path.unlink()
     evaluate(config)
     assert timeless(config.output_path) == first

@@ -1,12 +1,17 @@
+import itertools
 import json
 import os
+import random
 import re
+import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import full_disk
 
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.runs import Journal, read_json, replacing, replacing_folder, write_json
@@ -98,6 +103,64 @@ def test_a_journal_that_cannot_be_written_is_one_line(blocked):
     with pytest.raises(InputError, match="cannot write") as raised:
         Journal(blocked).append([{"a": 1}])
     assert str(blocked) in one_line(raised)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "x.json", {"old": 1})
+    with full_disk(2000), pytest.raises(InputError) as raised:
+        write_json(tmp_path / "x.json", ["new"] * 2000)
+    assert one_line(raised) == f"cannot write {tmp_path / 'x.json'}: File too large; make room or name another place"
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.json"]
+    assert read_json(tmp_path / "x.json") == {"old": 1}
+
+
+def test_a_full_disk_cuts_a_journal_in_a_line_that_is_forgotten(tmp_path):
+    journal = Journal(tmp_path / "rows.jsonl")
+    journal.append([{"a": "0" * 500}])
+    with full_disk(1000), pytest.raises(InputError) as raised:
+        journal.append([{"b": "1" * 200}, {"c": "2" * 900}])
+    assert one_line(raised) == f"cannot write {journal.path}: File too large; make room or name another place"
+    assert journal.path.stat().st_size == 1000
+    assert journal.read() == [{"a": "0" * 500}, {"b": "1" * 200}]
+    journal.append([{"c": "2" * 900}])
+    assert journal.read() == [{"a": "0" * 500}, {"b": "1" * 200}, {"c": "2" * 900}]
+
+
+def test_a_journal_is_cut_before_the_first_row_that_is_not_wanted(tmp_path):
+    journal = Journal(tmp_path / "rows.jsonl")
+    journal.keep_while(lambda row: False)
+    assert not journal.path.exists()
+    journal.append({"step": step} for step in (1, 2, 2, 3, 1))
+    with journal.path.open("a") as file:
+        file.write('{"step": ')
+    journal.keep_while(lambda row: row["step"] <= 2)
+    assert journal.read() == [{"step": 1}, {"step": 2}, {"step": 2}]
+    journal.keep_while(lambda row: True)
+    assert list(journal.rows()) == [{"step": 1}, {"step": 2}, {"step": 2}]
+
+
+def test_a_kill_leaves_no_half_of_a_folder(tmp_path):
+    target, names = tmp_path / "checkpoint", [str(number) for number in range(30)]
+    rng = random.Random(0)
+    found = 0
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            try:
+                for content in itertools.count():
+                    with replacing_folder(target) as temporary:
+                        for name in names:
+                            (temporary / name).write_text(str(content))
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0.01, 0.04))
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if target.exists():
+            found += 1
+            assert sorted(path.name for path in target.iterdir()) == sorted(names)
+            assert len({(target / name).read_text() for name in names}) == 1
+    assert found > 10
 
 
 def test_a_folder_where_the_file_should_go_is_one_line(tmp_path):

@@ -19,7 +19,7 @@ def prepared(tmp_path_factory) -> Path:
     forgetful.config.attention_dropout = 0.2
     saved(root / "dropout", forgetful)
     problem_file(root)
-    problem_file(root, solution="It is 7.")
+    problem_file(root, solution="7")
     return root
 
 

@@ -1,6 +1,7 @@
 """trl's GRPOTrainer as oracle: the same token ids and rewards must give the same loss and the same gradients."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from steerlift.scoring.rewards import reward
 from steerlift.steering.models import load_model
 from steerlift.training.batch import StepBatch
 from steerlift.training.config import TrainConfig
-from steerlift.training.policy_loss import our_loss
+from steerlift.training.metrics import TokenTotals
+from steerlift.training.policy_loss import batch_logprobs, our_loss
 
 pytestmark = pytest.mark.e2e
 
@@ -31,6 +33,8 @@ OPTIONS = [
         ("dr_grpo", "grpo", "bnpo"), (False, True), ((0.0, 1.0), (0.04, 0.7))
     )
 ]
+# Updates after the first of a batch: the policy has moved since it sampled.
+LATER_UPDATES = [{**options, "num_iterations": 2, "epsilon_high": 0.3} for options in OPTIONS if not options["scale_rewards"]]
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +68,12 @@ def policy_and_reference(folder: str):
     return policy, reference.requires_grad_(False)
 
 
-def move(policy) -> None:
-    generator = torch.Generator().manual_seed(1)
+def move(policy, seed: int = 1, far: float = 0.1):
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(far * parameter.std() * torch.randn(parameter.shape, generator=generator))
+    return policy
 
 
 def gradients_of(policy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -78,8 +83,10 @@ def gradients_of(policy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def batch_of(graded, options, keep_all: bool | None = None) -> StepBatch:
+    rewards_PG = torch.tensor([[reward(grade) for grade in g.grades] for g in graded[1]])
     return StepBatch.build(
         *graded,
+        rewards_PG,
         options["loss_type"],
         LONGEST,
         options["scale_rewards"],
@@ -87,11 +94,23 @@ def batch_of(graded, options, keep_all: bool | None = None) -> StepBatch:
     )
 
 
-def ours(policy, reference, graded, options, rows: int = PROBLEMS * GROUP) -> torch.Tensor:
+def ours(policy, reference, graded, options, old=None) -> tuple[torch.Tensor, float]:
+    """Our loss, and the share of tokens that the clip left without a gradient."""
     config = TrainConfig(max_completion_length=LONGEST, **options)
-    loss = our_loss(config, policy, reference if config.beta else None)
-    parts = [loss(part)[0] for part in batch_of(graded, options).micro_batches(rows, torch.device("cpu"))]
-    return torch.stack(parts).sum()
+    loss = our_loss(config)
+    batches = batch_of(graded, options).micro_batches(GROUP, torch.device("cpu"))
+    for name, model in (("reference_logprobs_N", reference if config.beta else None), ("old_logprobs_N", old)):
+        if model is not None:
+            batches = [replace(batch, **{name: batch_logprobs(model, batch, config.temperature)}) for batch in batches]
+    totals = TokenTotals()
+    results = [loss(policy, batch) for batch in batches]
+    for batch, result in zip(batches, results, strict=True):
+        totals.add(batch, result, config)
+    tokens = sum(len(batch.targets_N) for batch in batches)
+    clipped = totals.means(totals.sums, config)["clip_rate"] * tokens
+    # Groups without signal, which we may leave out, clip nothing.
+    everything = sum(len(c.token_ids) for problem in graded[1] for c in problem.completions)
+    return torch.stack([result.loss for result in results]).sum(), clipped / everything
 
 
 def naive(policy, reference, graded, options) -> torch.Tensor:
@@ -124,8 +143,9 @@ def naive(policy, reference, graded, options) -> torch.Tensor:
     return total
 
 
-def trls(policy, graded, options, output_dir: Path) -> torch.Tensor:
-    """trl's loss, with its own advantages, masks, reference and old logprobs, on our completions and rewards."""
+def trls(policy, graded, options, output_dir: Path) -> tuple[torch.Tensor, float]:
+    """trl's loss and share of clipped tokens, with its own advantages, masks, reference and old logprobs, on our completions
+    and rewards. With several updates of a batch: of the second, after the policy has moved."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -163,17 +183,21 @@ def trls(policy, graded, options, output_dir: Path) -> torch.Tensor:
     policy.train()
     trainer.current_gradient_accumulation_steps = 1
     inputs = trainer._generate_and_score_completions([{"prompt": "p"}] * PROBLEMS * GROUP)
-    return trainer.compute_loss(policy, inputs)
+    if options.get("num_iterations", 1) > 1:
+        move(policy, seed=2, far=0.5)
+    loss = trainer.compute_loss(policy, inputs)
+    (share,) = trainer._metrics["train"]["clip_ratio/region_mean"]
+    return loss, share
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """The gradients as a whole agree to 1e-6 of their norm, and no single parameter's hides a difference in that."""
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    """The gradients as a whole agree to `tolerance` of their norm, and no single parameter's hides a difference in that."""
     assert list(one) == list(other)
     for name, gradient in other.items():
         assert float(gradient.norm()) > 0, name
-        assert float((one[name] - gradient).norm() / gradient.norm()) < 5e-6, name
+        assert float((one[name] - gradient).norm() / gradient.norm()) < 5 * tolerance, name
     whole, expected = (torch.cat([gradient.flatten() for gradient in side.values()]) for side in (one, other))
-    assert float((whole - expected).norm() / expected.norm()) < 1e-6
+    assert float((whole - expected).norm() / expected.norm()) < tolerance
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
@@ -181,11 +205,26 @@ def test_loss_and_gradients_are_trls(folder, graded, options, tmp_path, monkeypa
     # rollout_func is how trl is given our completions; it warns that this may change.
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     policy, reference = policy_and_reference(folder)
-    their_loss = trls(policy, graded, options, tmp_path)
+    their_loss, _ = trls(policy, graded, options, tmp_path)
     theirs = gradients_of(policy, their_loss)
-    our = ours(policy, reference, graded, options)
+    our, _ = ours(policy, reference, graded, options)
     assert our.item() == pytest.approx(their_loss.item(), rel=1e-6, abs=1e-7)
     assert_same(gradients_of(policy, our), theirs)
+
+
+@pytest.mark.parametrize("options", LATER_UPDATES, ids=lambda options: "-".join(map(str, options.values())))
+def test_later_updates_of_a_batch_are_trls_too(folder, graded, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    policy, reference = policy_and_reference(folder)
+    old = move(load_model(folder, torch.device("cpu"), torch.float32))
+    their_loss, their_share = trls(policy, graded, options, tmp_path)
+    theirs = gradients_of(policy, their_loss)
+    our, our_share = ours(policy, reference, graded, options, old)
+    # Two logprobs are rounded here, and their difference goes into an exponential.
+    assert 0.1 < their_share < 0.9
+    assert our_share == pytest.approx(their_share, abs=1e-6)
+    assert our.item() == pytest.approx(their_loss.item(), rel=1e-5, abs=1e-6)
+    assert_same(gradients_of(policy, our), theirs, tolerance=5e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS[1::2], ids=lambda options: "-".join(map(str, options.values())))
@@ -193,6 +232,6 @@ def test_loss_and_gradients_are_those_of_the_formulas(folder, graded, options):
     policy, reference = policy_and_reference(folder)
     move(policy)
     expected = naive(policy, reference, graded, options)
-    our = ours(policy, reference, graded, options)
+    our, _ = ours(policy, reference, graded, options)
     assert our.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-7)
     assert_same(gradients_of(policy, our), gradients_of(policy, expected))

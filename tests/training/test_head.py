@@ -16,7 +16,7 @@ TOKENS, HIDDEN, VOCABULARY, TEMPERATURE = 150, 24, 211, 0.9
 
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch):
-    monkeypatch.setattr(head_module, "_CHUNK_BYTES", 0)  # the least chunk: 64 tokens
+    monkeypatch.setattr(head_module, "_CHUNK_BYTES", {"cpu": 0})  # the least chunk: 64 tokens
     assert chunk_tokens(VOCABULARY) == 64
 
 

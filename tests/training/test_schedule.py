@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from steerlift.records.errors import InputError
 from steerlift.records.types import Problem
 from steerlift.training.config import TrainConfig
-from steerlift.training.trainer import learning_rate_factor, problems_of_step
+from steerlift.training.schedule import learning_rate_factor, problems_of_step
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from steerlift.training.trainer import learning_rate_factor, problems_of_step
         ({"eval_every": 0}, "--eval_every 0"),
         ({"temperature": 0.0}, "--temperature 0.0"),
         ({"temperature": float("nan")}, "--temperature nan"),
-        ({"pass_at_k": 4}, "--pass_at_k 4 with 3 completions"),
+        ({"pass_at_k": (4,)}, "--pass_at_k 4 with 3 completions"),
         ({"gradient_accumulation_steps": 21}, "--gradient_accumulation_steps 21 with --train-size 20"),
         ({"micro_batch_size": 0}, "--micro_batch_size 0"),
         ({"micro_batch_size": -1}, "--micro_batch_size -1"),
@@ -36,6 +36,16 @@ from steerlift.training.trainer import learning_rate_factor, problems_of_step
         ({"epsilon_low": -0.2}, "--epsilon_low -0.2"),
         ({"epsilon_high": -0.2}, "--epsilon_high -0.2"),
         ({"beta": -0.1}, "--beta -0.1"),
+        ({"num_iterations": 0}, "--num_iterations 0"),
+        ({"few_shot": -1}, "--few_shot -1"),
+        ({"sft_steps": -1}, "--sft_steps -1"),
+        ({"sft_batch": 0}, "--sft_batch 0"),
+        ({"lora_r": -4}, "--lora_r -4"),
+        ({"keep_checkpoints": 0}, "--keep_checkpoints 0"),
+        ({"eval_temperature": -0.1}, "--eval_temperature -0.1"),
+        ({"pass_at_k": ()}, "--pass_at_k"),
+        ({"rewards": ()}, "--rewards: expected at least one package.module:function"),
+        ({"resume": True, "overwrite": True}, "--resume goes on with a run and --overwrite deletes it"),
     ],
 )
 def test_impossible_options_are_refused_at_once(changes, message):

@@ -1,8 +1,7 @@
-"""Forward and backward of one GRPO step: ours, and by the loss of trl's GRPOTrainer."""
+"""trl's side of a GRPO step: generation and loss of its GRPOTrainer, which is never told to train."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -10,55 +9,42 @@ import torch
 from torch import Tensor
 
 from bench.grpo_case import TEMPERATURE, Step
-from bench.measure import OURS
-from steerlift.steering.models import Model, load_tokenizer
-from steerlift.training.config import TrainConfig
-from steerlift.training.policy_loss import our_loss
+from steerlift.steering.models import Model, Tokenizer
 
 TRL = f"trl {version('trl')}"
 
-Loss = Callable[[], float]
-"""Forward and backward of a whole step, gradients added up; returns its loss."""
 
+class Trl:
+    """Generates completions for a step's prompts, and computes the loss of its given ones."""
 
-def step_loss(way: str, model: Model, step: Step, folder: Path) -> Loss:
-    """OURS or TRL; `folder` holds the tokenizer that trl's trainer asks for."""
-    model.train()
-    return _our_loss(model, step) if way == OURS else _trl_loss(model, step, folder)
+    def __init__(self, model: Model, tokenizer: Tokenizer, step: Step) -> None:
+        self.model = model.train()
+        self.tokenizer = tokenizer
+        self.step = step
+        self._trainer = _trainer(model, tokenizer, step)
 
+    def generate(self, greedy: bool = False) -> list[list[int]]:
+        """The ids of a group of completions for each prompt, all of the step's greatest length; decoded, as ours are."""
+        # Of the likeliest token alone its sampling takes that one.
+        trainer = _trainer(self.model, self.tokenizer, self.step, top_k=1) if greedy else self._trainer
+        repeated = [list(prompt) for prompt in self.step.prompts for _ in range(self.step.sizes.group)]
+        # What its step calls once the prompts are token ids: padding, model.generate, and the mask after the end token.
+        rows: list[list[int]]
+        rows, _ = trainer._generate_single_turn(repeated, None, {}, self.step.sizes.group)
+        self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return rows
 
-def _our_loss(model: Model, step: Step) -> Loss:
-    """As in our trainer: the batch is built, then each micro-batch runs forward and backward."""
-    loss = our_loss(TrainConfig(temperature=TEMPERATURE, max_completion_length=step.longest), model, None)
-
-    def backward() -> float:
+    def loss(self) -> float:
+        """As in its train() with as many accumulation steps as there are groups; gradients add up."""
         total = 0.0
-        for micro_batch in step.batch().micro_batches(step.sizes.group, model.device):
-            part, _ = loss(micro_batch)
-            part.backward()  # type: ignore[no-untyped-call]
-            total += part.item()
-        return total
-
-    return backward
-
-
-def _trl_loss(model: Model, step: Step, folder: Path) -> Loss:
-    """As in trl's trainer with as many accumulation steps as there are groups."""
-    trainer = _trl_trainer(model, step, folder)
-
-    def backward() -> float:
-        total = 0.0
-        for inputs in _trl_inputs(step):
-            part = trainer.compute_loss(model, inputs)
+        for inputs in _inputs(self.step):
+            part = self._trainer.compute_loss(self.model, inputs)
             part.backward()
             total += part.item()
         return total
 
-    return backward
 
-
-def _trl_trainer(model: Model, step: Step, folder: Path) -> Any:
-    """A GRPOTrainer that never samples: only its loss is called."""
+def _trainer(model: Model, tokenizer: Tokenizer, step: Step, **options: object) -> Any:
     # Imported here: trl takes seconds to import, and the measurement of our memory should not hold it.
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -79,21 +65,22 @@ def _trl_trainer(model: Model, step: Step, folder: Path) -> Any:
             loss_type="dr_grpo",
             scale_rewards="none",
             beta=0.0,
+            **options,
         )
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=config,
-            train_dataset=Dataset.from_list([{"prompt": "never sampled"}]),
-            processing_class=load_tokenizer(str(folder)),
+            train_dataset=Dataset.from_list([{"prompt": "given as token ids"}]),
+            processing_class=tokenizer,
         )
     # Its train() sets this before the first step.
     trainer.current_gradient_accumulation_steps = step.sizes.problems
     return trainer
 
 
-def _trl_inputs(step: Step) -> Iterator[dict[str, Tensor]]:
-    """What trl's sampling hands to its loss: prompts padded on the left, completions on the right, to the step's longest."""
+def _inputs(step: Step) -> Iterator[dict[str, Tensor]]:
+    """What its sampling hands to its loss: prompts padded on the left, completions on the right, to the step's longest."""
     batch = step.batch()
     reversed_BT, prompt_mask_BT = _padded([prompt[::-1] for prompt in batch.prompts])
     completions_BT, mask_BT = _padded(batch.completions)

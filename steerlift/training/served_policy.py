@@ -1,0 +1,116 @@
+"""The policy on a vLLM server of `steerlift serve` on this machine, which takes over the weights as they change.
+
+They go there as one safetensors file in memory. Each state of the weights has a version, which the server keeps beside them:
+one that was away may have started anew with the base weights, so before it is asked anything it is given the right ones.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from steerlift.records.errors import InputError, MissingInputError, ServerError
+from steerlift.records.progress import progress
+from steerlift.records.types import Problem
+from steerlift.sampling.hand_over import give_weights, save_weights, weight_version
+from steerlift.sampling.remote import RemoteSampler
+from steerlift.sampling.rollouts import SampledProblem, Task, sample_tasks
+from steerlift.sampling.sampler import OnDone, SamplingOptions
+from steerlift.sampling.server import Patience, Server
+from steerlift.serving.find import find_key
+from steerlift.serving.private import WEIGHTS, private_folder
+from steerlift.serving.tokenizer_digest import tokenizer_digest
+from steerlift.steering.models import Tokenizer, architecture, end_token_ids, text_config
+from steerlift.training.learner import Learner
+from steerlift.training.lora import merged
+
+
+class ServedPolicy:
+    """Samples there what the learner has here. `patience` is how long the server may be away."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        tokenizer: Tokenizer,
+        port: int,
+        few_shot: Sequence[Problem] = (),
+        patience: Patience | None = None,
+    ) -> None:
+        """Waits for the server. Raises ServerError when none comes, InputError when it serves another model."""
+        self.learner = learner
+        self.tokenizer = tokenizer
+        self.few_shot = few_shot
+        self.patience = patience or Patience()
+        self.folder = private_folder(port)
+        self.server = Server(f"http://127.0.0.1:{port}", "")
+        name = self._check_serves(self._wait())
+        end_ids = end_token_ids(learner.model, tokenizer)
+        self.sampler = RemoteSampler([self.server], name, tokenizer, end_ids, None, self.patience, self._give_weights)
+        self._syncs = 0
+        # One copy for all processes, to give to a server that has started anew; beside its folder, so that a link is enough.
+        made = tempfile.mkdtemp(prefix="steerlift-policy-", dir=self.folder.parent) if learner.processes.main else ""
+        self._copy = Path(next(filter(None, learner.processes.gather([made])))) / "policy.safetensors"
+
+    def sample(self, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
+        """The tasks' completions, in order. Raises ServerError when the server stays away too long."""
+        return sample_tasks(self.sampler, self.tokenizer, tasks, options, on_done, self.few_shot)
+
+    def sync(self) -> None:
+        """Gives the learner's weights to the server; every process calls it whenever they have moved."""
+        model, weights = self.learner.model, self.learner.weights()
+        self._syncs += 1
+        if self.learner.processes.main:
+            plain = merged(model, weights) if hasattr(model, "peft_config") else weights
+            save_weights(plain, self._copy)
+            self.patience.insist(lambda: self._give_weights(self.server))
+        self.learner.processes.wait()
+
+    def close(self) -> None:
+        """Removes the copy of the weights."""
+        if self.learner.processes.main:
+            shutil.rmtree(self._copy.parent, ignore_errors=True)
+
+    def _wait(self) -> dict[str, object]:
+        """What the server says of itself, once it answers."""
+        with progress(f"waiting for the vLLM server at {self.server.url}", int(self.patience.server)) as bar:
+            for _ in range(int(self.patience.server)):
+                try:
+                    return self._connected()
+                except ServerError as error:
+                    reason = error
+                bar.advance(1)
+                time.sleep(1)
+        raise ServerError(f"{reason}; waited {self.patience.server:.0f} s; start it with `steerlift serve`")
+
+    def _connected(self) -> dict[str, object]:
+        """What the server says of itself, with the key that it has now: one that started anew has made another."""
+        try:
+            self.server.key = find_key(self.server.url)
+        except MissingInputError as error:
+            raise ServerError(str(error)) from error
+        return self.server.info()
+
+    def _check_serves(self, info: dict[str, object]) -> str:
+        """The name of the model there. Raises InputError where it is not what is trained here."""
+        precision = self.learner.precision
+        here = {
+            "architecture": architecture(text_config(self.learner.model)),
+            "tokenizer_digest": tokenizer_digest(self.tokenizer),
+            "dtype": str(precision.autocast or precision.weights).removeprefix("torch."),
+            "weight_transfer": "file",
+        }
+        for name, value in here.items():
+            if info[name] != value:
+                raise InputError(
+                    f"--use_vllm: {self.server.url} has {name} {info[name]}, training has {value}; start the server with the "
+                    "model that is trained and the same --dtype"
+                )
+        return str(info["model"])
+
+    def _give_weights(self, server: Server) -> None:
+        """Has the server load the copy, unless it has these weights already."""
+        self._connected()
+        version = f"{self._copy.parent.name}-{self._syncs}"
+        if self._syncs and weight_version(server) != version:
+            give_weights(server, self.folder / WEIGHTS, self._copy, version)

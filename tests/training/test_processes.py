@@ -1,0 +1,97 @@
+"""Several processes, as `accelerate launch` and torchrun start them: the run of one process, and one that writes it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from launched import MAIN, ROOT, flags, launch
+from training_runs import assert_close_runs, assert_close_tensors, files_of, read
+
+from steerlift.records.runs import Journal
+from steerlift.steering.models import load_model
+from steerlift.training.checkpoints import adapter_path, checkpoint_path, load_training_state
+from steerlift.training.train import train
+
+pytestmark = pytest.mark.e2e
+
+ACCELERATE = ("-m", "accelerate.commands.launch")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+# One problem more on the first process than on the second; of the evaluation the second has none.
+UNEVEN = {"gradient_accumulation_steps": 3, "eval_size": 1}
+# What `accelerate config` writes for FSDP2, here on a CPU.
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+mixed_precision: "no"
+num_machines: 1
+num_processes: 2
+use_cpu: true
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+"""
+
+
+def assert_trained_as_by_one(config, *command: str) -> None:
+    """`command` runs on the config's options, two processes on them; the same run in this process is beside it."""
+    alone = replace(config, output_dir=config.output_dir.with_name("alone"))
+    train(alone)
+    done = launch(*command, MAIN, *flags(config))
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    assert done.stderr.count("training: 3/3") == 1
+    assert done.stdout.count("wrote") == 4
+    assert set(files_of(config.output_dir)) == set(files_of(alone.output_dir))
+    assert_close_runs(config.output_dir, alone.output_dir)
+    states = [load_training_state(run.output_dir, 3) for run in (config, alone)]
+    assert_close_tensors(*states, 1e-5)
+
+
+def logits(folder) -> torch.Tensor:
+    model = load_model(str(folder), torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        return model(torch.arange(2, 42).view(4, 10)).logits
+
+
+def test_accelerate_launch_trains_adapters_as_one_process_does(config):
+    config = replace(config, **UNEVEN, lora_r=4, beta=0.05, num_iterations=2)
+    assert_trained_as_by_one(config, *ACCELERATE, "--num_processes", "2")
+    folder = checkpoint_path(config.output_dir, 3)
+    torch.testing.assert_close(logits(folder), logits(adapter_path(folder)), rtol=0, atol=1e-5)
+
+
+def test_fsdp2_trains_as_one_process_does(config, prepared, tmp_path):
+    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    solved = {"problems": str(prepared / "solved.jsonl"), "sft_steps": 2, "sft_batch": 3}
+    config = replace(config, **UNEVEN, **solved, beta=0.05)
+    assert_trained_as_by_one(config, *ACCELERATE, "--config_file", str(tmp_path / "fsdp2.yaml"))
+
+
+def test_two_processes_go_on_with_the_run_of_one(config, tmp_path):
+    """torchrun; the rate does not depend on the number of steps, so that a longer run is the same run."""
+    config = replace(config, **UNEVEN, warmup_percent=0.0, final_lr_percent=1.0, num_train_iters=2)
+    whole = replace(config, num_train_iters=4, output_dir=tmp_path / "whole")
+    train(config)
+    train(whole)
+    done = launch(*TORCHRUN, MAIN, *flags(replace(config, num_train_iters=4, resume=True)))
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 2 of 4" in done.stderr
+    assert_close_runs(config.output_dir, whole.output_dir)
+    assert [line["step"] for line in Journal(config.output_dir / "resumed.jsonl").read()] == [2]
+    provenance = read(config.output_dir / "config.json")["provenance"]
+    (resumed,) = Journal(config.output_dir / "resumed.jsonl").read()
+    assert (provenance["device"], resumed["provenance"]["device"]) == ("cpu", "2 processes on cpu")
+
+
+def test_more_processes_than_problems_are_refused_in_one_line(config):
+    done = launch(*TORCHRUN, MAIN, *flags(replace(config, gradient_accumulation_steps=1)))
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [
+        "error: --gradient_accumulation_steps 1 on 2 processes: expected at least one problem for each, as a group stays on "
+        "one; raise it"
+    ]
+    assert f'File "{ROOT}' not in done.stderr.replace(str(ROOT / ".venv"), "")  # no traceback of ours
+    assert not config.output_dir.exists()
