@@ -18,7 +18,7 @@ from steerlift.sampling.server import Server
 
 def weight_version(server: Server) -> str:
     """The version of the weights that the server has now."""
-    return str(server.request("GET", "/weight_info").json()["weight_version"])
+    return str(server.ask("GET", "/weight_info").get("weight_version"))
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +67,19 @@ class Server:
         return {"Authorization": f"Bearer {self.key}"}
 
     def info(self) -> dict[str, Any]:
-        """What the server says of itself: model, dtype, architecture, tokenizer, its instance, its private folder."""
-        answer: dict[str, Any] = self.request("GET", "/steerlift/info").json()
-        return answer
+        """What the server says of itself: model, architecture, dtype, tokenizer, longest context, vectors."""
+        return self.ask("GET", "/steerlift/info")
+
+    def ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own arguments
+        """The JSON object that answers one request. Raises as `request` does, and ServerError for an answer that is none."""
+        answer = self.request(method, path, **content)
+        try:
+            parsed = answer.json()
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise ServerError(f"{self.url}{path}: its answer is no JSON object: {_shortened(answer)}")
+        return parsed
 
     def request(self, method: str, path: str, **content: Any) -> httpx2.Response:  # noqa: ANN401 - httpx's own arguments
         """The answer to one request. Raises ServerError for a connection that fails, InputError for one that is refused."""
@@ -84,6 +95,13 @@ def check_answer(answer: httpx2.Response, where: str) -> None:
     """Raises InputError when the server refuses what was asked, ServerError when it fails."""
     if answer.is_success:
         return
-    reason = " ".join(answer.text.split())[:300] or answer.reason_phrase
-    line = f"{where} answered {answer.status_code}: {reason}"
+    line = f"{where} answered {answer.status_code}: {_shortened(answer) or answer.reason_phrase}"
     raise InputError(line) if answer.is_client_error else ServerError(line)
+
+
+def _shortened(answer: httpx2.Response) -> str:
+    """What an answer says, in one line: the message of an error, else the beginning of its text."""
+    text = answer.text
+    with suppress(ValueError, KeyError, TypeError):
+        text = str(answer.json()["error"]["message"])
+    return " ".join(text.split())[:300]

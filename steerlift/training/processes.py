@@ -5,7 +5,8 @@ process knows the whole step. Gradients are averaged by DDP or FSDP2, whichever 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,9 @@ from steerlift.records.errors import InputError
 from steerlift.steering.precision import Precision
 
 T = TypeVar("T")
+
+# What transformers goes by; set by `accelerate launch`.
+_READ_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 class Processes:
@@ -54,6 +58,19 @@ class Processes:
     def wait(self) -> None:
         """Returns once every process has come here."""
         self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def reading_weights(self) -> Iterator[None]:
+        """Inside it every process reads a model's weights. Elsewhere under FSDP2 only the first does, and `prepare` hands those
+        of the trained model round; a model that is not prepared would be zeros on all others."""
+        before = os.environ.get(_READ_ONCE)
+        if before is not None:
+            os.environ[_READ_ONCE] = "false"
+        try:
+            yield
+        finally:
+            if before is not None:
+                os.environ[_READ_ONCE] = before
 
     def end(self) -> None:
         """Lets the other processes go; called when the work is done."""

@@ -180,4 +180,5 @@ def _reference(config: TrainConfig, learner: Learner, precision: Precision, atte
     if config.lora_r and not config.sft_steps:
         return Reference(learner)
     start = str(checkpoint_path(config.output_dir, 0)) if config.sft_steps else config.model_name
-    return Reference(learner, load_model(start, learner.processes.device, precision.weights, attention))
+    with learner.processes.reading_weights():
+        return Reference(learner, load_model(start, learner.processes.device, precision.weights, attention))
