@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -10,9 +9,9 @@ from safetensors.torch import save
 
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.samplers import MakeSampler
-from steerlift.records.errors import InputError, MissingInputError
+from steerlift.records.errors import InputError, MissingInputError, ServerError, SteerliftError
 from steerlift.records.progress import say
-from steerlift.sampling.hand_over import give_weights, save_weights, weight_version
+from steerlift.sampling.hand_over import give_weights, save_weights, scratch_folder, weight_version
 from steerlift.sampling.remote import RemoteSampler
 from steerlift.sampling.sampler import Sampler
 from steerlift.sampling.server import Server
@@ -44,27 +43,28 @@ class ServedModels:
         """Raises InputError where a server has another architecture or tokenizer, ServerError where one does not answer."""
         self.config = config
         self.tokenizer = load_tokenizer(config.base_model_name)
+        self._names: dict[str, str] = {}  # of the model at each server
         self.base = [self._server(url, config.base_model_name) for url in _urls(config.servers)]
         self.finetuned = [self._server(url, config.finetuned_checkpoint) for url in _urls(config.finetuned_servers)]
 
     def sampler(self, name: str, vectors: SteeringVectors | None = None) -> MakeSampler:
         """What makes a sampler of the model `name`, steered by `vectors` at each task's weight."""
-        lent = name != self.config.base_model_name and bool(self.finetuned)
-        servers = self.finetuned if lent else self.base
+        servers = self.finetuned if self.finetuned and name != self.config.base_model_name else self.base
         content = None if vectors is None else save({f"layer.{i}": v.contiguous() for i, v in vectors.layers.items()})
         steering = None if content is None else f"evaluate-{hashlib.sha256(content).hexdigest()[:32]}"
 
         def prepare(server: Server) -> None:
-            server.key = find_key(server.url)  # one that has started anew has made another
-            if not lent:
-                self._lend(server, name)
-            if content is not None and steering not in server.request("GET", "/steerlift/vectors").json()["vectors"]:
+            try:
+                server.key = find_key(server.url)  # one that has started anew has made another
+            except MissingInputError as error:
+                raise ServerError(str(error)) from error
+            self._lend(server, name)
+            if content is not None and steering not in server.info()["vectors"]:
                 server.request("PUT", f"/steerlift/vectors/{steering}", content=content)
 
         def make() -> tuple[Sampler, Tokenizer]:
-            model = str(servers[0].info()["model"])
             say(f"sampling {name} on {', '.join(server.url for server in servers)}")
-            end_ids = load_end_token_ids(name, self.tokenizer)
+            model, end_ids = self._names[servers[0].url], load_end_token_ids(name, self.tokenizer)
             return RemoteSampler(servers, model, self.tokenizer, end_ids, steering, prepare=prepare), self.tokenizer
 
         return make
@@ -72,25 +72,34 @@ class ServedModels:
     def release(self) -> None:
         """Gives back their own weights to servers that were lent others."""
         for server in self.base:
-            self._lend(server, self.config.base_model_name)
+            try:
+                self._lend(server, self.config.base_model_name)
+            except SteerliftError as error:
+                # No reason to lose the results: whoever evaluates there next looks after it.
+                say(f"{server.url} does not have its own weights back: {error}")
 
     def _server(self, url: str, model: str) -> Server:
         try:
             server = Server(url, find_key(url))
+            info = server.info()
         except MissingInputError as error:
             raise InputError(f"--engine vllm: {error}") from error
-        info = server.info()
+        except ServerError as error:
+            raise ServerError(f"--engine vllm: {error}; is it running?") from error
         here = {"architecture": architecture(load_config(model)), "tokenizer_digest": tokenizer_digest(self.tokenizer)}
+        if self.config.dtype != "auto":
+            here["dtype"] = self.config.dtype
         for name, value in here.items():
-            if info[name] != value:
-                raise InputError(f"{url} has {name} {info[name]}, {model} has {value}; start the server with that model")
+            if info.get(name) != value:
+                raise InputError(
+                    f"{url} has {name} {info.get(name)}, {model} here has {value}; start the server with that model and --dtype"
+                )
+        self._names[server.url] = str(info["model"])
         return server
 
     def _lend(self, server: Server, name: str) -> None:
-        """Sees to it that a server of the base model has the weights of `name`, whatever an evaluation before has left."""
-        version = weight_version(server)
-        is_base = name == self.config.base_model_name
-        if version == name or (is_base and version == _FIRST_WEIGHTS):
+        """Sees to it that a server has the weights of `name`, whatever an evaluation or a training before has left."""
+        if _has(server, name):
             return
         folder = find_folder(server.url)
         if folder is None:
@@ -99,13 +108,35 @@ class ServedModels:
                 " name servers of the fine-tuned model with --finetuned_servers"
             )
         say(f"giving {server.url} the weights of {name}")
-        scratch = Path(tempfile.mkdtemp(prefix="steerlift-evaluate-", dir=folder.parent))
+        scratch = scratch_folder(folder)
         try:
             file = scratch / "weights.safetensors"
-            save_weights(load_model(name, torch.device("cpu"), torch.float32).state_dict(), file)
-            give_weights(server, folder / WEIGHTS, file, name)
+            dtype = getattr(torch, str(server.info()["dtype"]))
+            save_weights(load_model(name, torch.device("cpu"), dtype).state_dict(), file)
+            give_weights(server, folder / WEIGHTS, file, _version(name))
         finally:
             shutil.rmtree(scratch)
+
+
+def _has(server: Server, name: str) -> bool:
+    """Whether a server has the weights of `name` already."""
+    version = weight_version(server)
+    if version != _FIRST_WEIGHTS:
+        return version == _version(name)
+    # A server of another machine has what its user says that it has.
+    return find_folder(server.url) is None or _place(str(server.info()["model"])) == _place(name)
+
+
+def _version(name: str) -> str:
+    """What a server is told that it has with the weights of `name`: trained anew in the same folder, they are others."""
+    files = sorted(Path(name).expanduser().glob("*.safetensors"))
+    marks = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
+    return f"{_place(name)} {hashlib.sha256(marks.encode()).hexdigest()[:16]}"
+
+
+def _place(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def _urls(text: str) -> list[str]:

@@ -19,8 +19,9 @@ from steerlift.sampling.sampler import OnDone, Request, SamplingOptions
 from steerlift.sampling.server import CONNECT_SECONDS, Patience, Server, check_answer
 from steerlift.steering.models import Tokenizer
 
-# Requests under way at each server: more than it runs at a time, so that it never waits for us.
-_CONCURRENT = 512
+# Requests under way: more than servers run at a time, so that they never wait for us, but fewer than the 1024 files that a
+# process may have open on most systems.
+_CONCURRENT = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class RemoteSampler:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=_CONCURRENT)
         timeout = httpx2.Timeout(self.patience.answer, connect=CONNECT_SECONDS, pool=None)
         async with httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
-            room = asyncio.Semaphore(_CONCURRENT * len(self.servers))
+            room = asyncio.Semaphore(_CONCURRENT)
 
             async def ask(job: _Job, server: Server) -> None:
                 async with room:
@@ -160,4 +161,10 @@ class RemoteSampler:
         )
         if not sound:
             raise ServerError(f"{where}: its answer is no completion ({len(ids)} tokens, {len(logprobs)} logprobs)")
+        if truncated and len(ids) < options.max_completion_length:
+            # vLLM cuts off there without a word.
+            raise InputError(
+                f"{server.url} ended a completion after {len(ids)} of {options.max_completion_length} tokens, behind a prompt "
+                f"of {len(job.body['prompt'])}; start it with a --max-model-len that holds both"
+            )
         return Completion(ids, logprobs, self.tokenizer.decode(ids, skip_special_tokens=True), truncated)

@@ -1,7 +1,7 @@
 """One vLLM server of `steerlift serve` as a client sees it: requests with its key, and patience when it does not answer."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,15 +33,6 @@ class Patience:
         while (left := end - time.monotonic()) > 0:
             yield min(wait, left)
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
-
-    def insist(self, work: Callable[[], None]) -> None:
-        """Does `work`, again and again while servers fail. Raises ServerError when the patience is used up."""
-        waits = self.waits()
-        while True:
-            try:
-                return work()
-            except ServerError as error:
-                self.pause(error, waits)
 
     def pause(self, error: ServerError, waits: Iterator[float]) -> None:
         """Says what is wrong and sleeps for the next of `waits`. Raises the error when there is none."""

@@ -5,15 +5,14 @@ one that was away may have started anew with the base weights, so before it is a
 """
 
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from steerlift.records.errors import InputError, MissingInputError, ServerError
-from steerlift.records.progress import progress
+from steerlift.records.progress import progress, say
 from steerlift.records.types import Problem
-from steerlift.sampling.hand_over import give_weights, save_weights, weight_version
+from steerlift.sampling.hand_over import give_weights, save_weights, scratch_folder, weight_version
 from steerlift.sampling.remote import RemoteSampler
 from steerlift.sampling.rollouts import SampledProblem, Task, sample_tasks
 from steerlift.sampling.sampler import OnDone, SamplingOptions
@@ -49,7 +48,7 @@ class ServedPolicy:
         self.sampler = RemoteSampler([self.server], name, tokenizer, end_ids, None, self.patience, self._give_weights)
         self._syncs = 0
         # One copy for all processes, to give to a server that has started anew; beside its folder, so that a link is enough.
-        made = tempfile.mkdtemp(prefix="steerlift-policy-", dir=self.folder.parent) if learner.processes.main else ""
+        made = str(scratch_folder(self.folder)) if learner.processes.main else ""
         self._copy = Path(next(filter(None, learner.processes.gather([made])))) / "policy.safetensors"
 
     def sample(self, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
@@ -57,13 +56,19 @@ class ServedPolicy:
         return sample_tasks(self.sampler, self.tokenizer, tasks, options, on_done, self.few_shot)
 
     def sync(self) -> None:
-        """Gives the learner's weights to the server; every process calls it whenever they have moved."""
+        """Gives the learner's weights to the server; every process calls it whenever they have moved.
+
+        A server that is away gets them before it is next asked for samples: there training waits for it, or stops.
+        """
         model, weights = self.learner.model, self.learner.weights()
         self._syncs += 1
         if self.learner.processes.main:
             plain = merged(model, weights) if hasattr(model, "peft_config") else weights
             save_weights(plain, self._copy)
-            self.patience.insist(lambda: self._give_weights(self.server))
+            try:
+                self._give_weights(self.server)
+            except (ServerError, InputError) as error:
+                say(f"{error}; it gets the new weights when it is back")
         self.learner.processes.wait()
 
     def close(self) -> None:
@@ -73,15 +78,18 @@ class ServedPolicy:
 
     def _wait(self) -> dict[str, object]:
         """What the server says of itself, once it answers."""
+        end = time.monotonic() + self.patience.server
         with progress(f"waiting for the vLLM server at {self.server.url}", int(self.patience.server)) as bar:
-            for _ in range(int(self.patience.server)):
+            while True:
                 try:
                     return self._connected()
                 except ServerError as error:
-                    reason = error
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        waited = f"waited {self.patience.server:.0f} s; start it with `steerlift serve`"
+                        raise ServerError(f"--use_vllm: {error}; {waited}") from error
+                time.sleep(min(1.0, left))
                 bar.advance(1)
-                time.sleep(1)
-        raise ServerError(f"{reason}; waited {self.patience.server:.0f} s; start it with `steerlift serve`")
 
     def _connected(self) -> dict[str, object]:
         """What the server says of itself, with the key that it has now: one that started anew has made another."""
@@ -101,16 +109,16 @@ class ServedPolicy:
             "weight_transfer": "file",
         }
         for name, value in here.items():
-            if info[name] != value:
+            if info.get(name) != value:
                 raise InputError(
-                    f"--use_vllm: {self.server.url} has {name} {info[name]}, training has {value}; start the server with the "
-                    "model that is trained and the same --dtype"
+                    f"--use_vllm: {self.server.url} has {name} {info.get(name)}, training has {value}; start the server with "
+                    "the model that is trained and the same --dtype"
                 )
         return str(info["model"])
 
     def _give_weights(self, server: Server) -> None:
         """Has the server load the copy, unless it has these weights already."""
-        self._connected()
+        self._check_serves(self._connected())  # it may have started anew
         version = f"{self._copy.parent.name}-{self._syncs}"
         if self._syncs and weight_version(server) != version:
             give_weights(server, self.folder / WEIGHTS, self._copy, version)

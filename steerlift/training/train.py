@@ -57,8 +57,7 @@ def train(config: TrainConfig) -> Path:
             f"--gradient_accumulation_steps {config.gradient_accumulation_steps} on {processes.count} processes: expected at "
             "least one problem for each, as a group stays on one; raise it"
         )
-    if processes.main:
-        check_folder(config)
+    check_folder(config)  # on every process: all stop at what one would
     processes.wait()  # before anything is written there
     done = _step_to_resume(config)
 
@@ -125,6 +124,11 @@ def _step_to_resume(config: TrainConfig) -> int | None:
 
 
 def _fitting(problems: list[Problem], tokenizer: Tokenizer, few_shot: Sequence[Problem], config: TrainConfig) -> list[Problem]:
+    if len(problems) < config.gradient_accumulation_steps:
+        raise InputError(
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: {config.problems} has {len(problems)} training"
+            " problems, a step cannot take more; lower it"
+        )
     fitting = [p for p in problems if len(encode_prompt(tokenizer, p.problem, few_shot=few_shot)) <= config.max_prompt_length]
     if len(fitting) < config.gradient_accumulation_steps:
         raise InputError(

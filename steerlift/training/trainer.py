@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from steerlift.records.errors import NotFiniteError, OutOfMemoryError, ServerError, TrainingDivergedError
+from steerlift.records.errors import InputError, NotFiniteError, OutOfMemoryError, ServerError, TrainingDivergedError
 from steerlift.records.progress import Progress
 from steerlift.records.types import GradedProblem, Problem
 from steerlift.sampling.draws import row_seed
@@ -56,17 +56,24 @@ class Trainer:
         """All steps after the first `done`, with evaluations at step 0, every `eval_every` steps and the end."""
         config = self.config
         self.policy.sync()
-        score = self._evaluate(0, held_out, bar) if done == 0 else self._last_score()
+        score = self._last_score() if self._is_evaluated(done) else self._evaluate(done, held_out, bar)
         for step in range(done + 1, config.num_train_iters + 1):
             chosen = problems_of_step(problems, step, config.gradient_accumulation_steps, config.seed)
             metrics = self._step(step, chosen, bar)
-            last = step == config.num_train_iters
-            if step % config.eval_every == 0 or last:
+            if self._evaluates(step):
                 score = self._evaluate(step, held_out, bar)
-            if step % config.save_every == 0 or last:
+            if step % config.save_every == 0 or step == config.num_train_iters:
                 self.save(step)
             self.status = f"reward {metrics['reward']:.2f}  right {metrics['accuracy']:.0%}  test {score:.1f} %"
             bar.advance(1, self.status)
+
+    def _evaluates(self, step: int) -> bool:
+        return step % self.config.eval_every == 0 or step == self.config.num_train_iters
+
+    def _is_evaluated(self, done: int) -> bool:
+        """Whether the state to start from needs no evaluation: a server may have stopped the run just before it."""
+        known = self.log is not None and str(done) in self.log.evaluations
+        return not self._evaluates(done) or any(self.processes.gather([known]))
 
     def _evaluate(self, step: int, held_out: Sequence[Problem], bar: Progress) -> float:
         """Evaluates and returns the score."""
@@ -111,7 +118,7 @@ class Trainer:
             naming_divergence(f"step {step}"),
             naming_memory(f"step {step}, sampling", "--batch_rows"),
         ):
-            sampled = self._sample(step, tasks, options, self._counter(bar, "sampling"))
+            sampled = self._sample(step - 1, tasks, options, self._counter(bar, "sampling"))
         with clock.phase("grading"):
             graded = self.processes.gather(grade_sampled(sampled))
             rewards = [group_rewards(self.rewards, g) for g in graded]
@@ -128,16 +135,17 @@ class Trainer:
             self.log.train_step(step, graded, rewards, metrics)
         return metrics
 
-    def _sample(self, step: int, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
-        """This process's share of the tasks, answered."""
+    def _sample(self, done: int, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
+        """This process's share of the tasks, answered by the policy after `done` steps."""
         try:
             return self.policy.sample(self.processes.share(tasks), options, on_done)
-        except ServerError as error:
-            last = max(saved_steps(self.config.output_dir), default=0)
-            if self.processes.count == 1 and last < step - 1:
-                # Step by step, nothing has moved since: no step is lost. (Several processes cannot be asked any more.)
-                self.save(step - 1)
-            raise ServerError(f"step {step}: {error}; --resume goes on from the last checkpoint") from error
+        except (ServerError, InputError) as error:
+            if self.processes.count == 1 and done > max(saved_steps(self.config.output_dir), default=0):
+                # No step is lost. (Several processes cannot be asked any more.)
+                self.save(done)
+            if self.log is not None:
+                self.log.close()
+            raise type(error)(f"after step {done}: {error}; --resume goes on from the last checkpoint") from error
 
     def _counter(self, bar: Progress, doing: str) -> OnDone:
         done = 0

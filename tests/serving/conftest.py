@@ -22,6 +22,7 @@ from steerlift.serving.private import private_folder, read_key, read_server
 REPOSITORY = Path(__file__).parents[2]
 START_SECONDS = 400.0
 STOP_SECONDS = 60.0
+LAST_TEST_SECONDS = 600.0
 ROWS = 24
 
 
@@ -102,8 +103,13 @@ def server(tmp_path_factory, worker_id) -> Iterator[RunningServer]:
         if state["users"] == 0:
             os.kill(state.pop("pid"), signal.SIGINT)
             wait_until_gone(private_folder(state.pop("port")))
-            for process in _started:
-                process.wait(STOP_SECONDS)
+    # Outside of the lock: the last to use it may be another test process than the one that has started it.
+    for process in _started:
+        try:
+            process.wait(LAST_TEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            raise
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steerlift.training.config import TrainConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MAIN = str(ROOT / "main.py")
 
 
@@ -26,7 +26,11 @@ def flags(config: TrainConfig) -> list[str]:
 
 def launch(*command: str, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Runs `python command...` to its end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout, check=False
+        [sys.executable, *command], capture_output=True, text=True, cwd=cwd, env=environment(), timeout=timeout, check=False
     )
+
+
+def environment() -> dict[str, str]:
+    """Where a command finds the package and leaves the other core alone."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
