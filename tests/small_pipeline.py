@@ -59,9 +59,7 @@ def saved(folder: Path, model: Any) -> str:
 def problem_file(folder: Path, count: int = len(TEXTS), solution: str = "") -> str:
     """A file of problems, each with the `solution`: 20 % are test, 10 % dev, the rest train."""
     path = folder / ("solved.jsonl" if solution else "problems.jsonl")
-    rows = [
-        {"problem": text, "answer": ANSWER, "solution": solution, "subject": "Sums", "level": 1} for text in TEXTS[:count]
-    ]
+    rows = [{"problem": text, "answer": ANSWER, "solution": solution, "subject": "Sums", "level": 1} for text in TEXTS[:count]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

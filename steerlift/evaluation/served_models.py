@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -42,10 +43,14 @@ class ServedModels:
     def __init__(self, config: EvaluateConfig) -> None:
         """Raises InputError where a server has another architecture or tokenizer, ServerError where one does not answer."""
         self.config = config
+        if not _urls(config.servers):
+            raise InputError("--engine vllm: --servers names no server; expected url,url ...")
         self.tokenizer = load_tokenizer(config.base_model_name)
         self._names: dict[str, str] = {}  # of the model at each server
-        self.base = [self._server(url, config.base_model_name) for url in _urls(config.servers)]
-        self.finetuned = [self._server(url, config.finetuned_checkpoint) for url in _urls(config.finetuned_servers)]
+        with ExitStack() as self._connections:
+            self.base = [self._server(url, config.base_model_name) for url in _urls(config.servers)]
+            self.finetuned = [self._server(url, config.finetuned_checkpoint) for url in _urls(config.finetuned_servers)]
+            self._connections = self._connections.pop_all()  # all is well: they stay open
 
     def sampler(self, name: str, vectors: SteeringVectors | None = None) -> MakeSampler:
         """What makes a sampler of the model `name`, steered by `vectors` at each task's weight."""
@@ -70,17 +75,18 @@ class ServedModels:
         return make
 
     def release(self) -> None:
-        """Gives back their own weights to servers that were lent others."""
+        """Gives back their own weights to servers that were lent others, and ends the connections."""
         for server in self.base:
             try:
                 self._lend(server, self.config.base_model_name)
             except SteerliftError as error:
                 # No reason to lose the results: whoever evaluates there next looks after it.
                 say(f"{server.url} does not have its own weights back: {error}")
+        self._connections.close()
 
     def _server(self, url: str, model: str) -> Server:
         try:
-            server = Server(url, find_key(url))
+            server = self._connections.enter_context(closing(Server(url, find_key(url))))
             info = server.info()
         except MissingInputError as error:
             raise InputError(f"--engine vllm: {error}") from error

@@ -38,8 +38,8 @@ class Patience:
         """Says what is wrong and sleeps for the next of `waits`. Raises the error when there is none."""
         wait = next(waits, None)
         if wait is None:
-            raise ServerError(f"{error}; waited {self.server:.0f} s for it to come back") from error
-        say(f"{error}; trying again in {wait:.0f} s")
+            raise ServerError(f"{error}; waited {self.server:g} s for it to come back") from error
+        say(f"{error}; trying again in {wait:.3g} s")
         time.sleep(wait)
 
 
@@ -56,6 +56,10 @@ class Server:
     def headers(self) -> dict[str, str]:
         """What every request carries."""
         return {"Authorization": f"Bearer {self.key}"}
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself: model, architecture, dtype, tokenizer, longest context, vectors."""

@@ -43,7 +43,11 @@ class ServedPolicy:
         self.patience = patience or Patience()
         self.folder = private_folder(port)
         self.server = Server(f"http://127.0.0.1:{port}", "")
-        name = self._check_serves(self._wait())
+        try:
+            name = self._check_serves(self._wait())
+        except (ServerError, InputError):
+            self.server.close()
+            raise
         end_ids = end_token_ids(learner.model, tokenizer)
         self.sampler = RemoteSampler([self.server], name, tokenizer, end_ids, None, self.patience, self._give_weights)
         self._syncs = 0
@@ -72,7 +76,8 @@ class ServedPolicy:
         self.learner.processes.wait()
 
     def close(self) -> None:
-        """Removes the copy of the weights."""
+        """Removes the copy of the weights and ends the connection."""
+        self.server.close()
         if self.learner.processes.main:
             shutil.rmtree(self._copy.parent, ignore_errors=True)
 
@@ -80,14 +85,17 @@ class ServedPolicy:
         """What the server says of itself, once it answers."""
         end = time.monotonic() + self.patience.server
         with progress(f"waiting for the vLLM server at {self.server.url}", int(self.patience.server)) as bar:
+            said = False
             while True:
                 try:
                     return self._connected()
                 except ServerError as error:
                     left = end - time.monotonic()
                     if left <= 0:
-                        waited = f"waited {self.patience.server:.0f} s; start it with `steerlift serve`"
-                        raise ServerError(f"--use_vllm: {error}; {waited}") from error
+                        raise ServerError(f"--use_vllm: {error}; waited {self.patience.server:g} s for it") from error
+                    if not said:
+                        say(f"{error}; waiting for it")
+                        said = True
                 time.sleep(min(1.0, left))
                 bar.advance(1)
 

@@ -126,8 +126,8 @@ def _step_to_resume(config: TrainConfig) -> int | None:
 def _fitting(problems: list[Problem], tokenizer: Tokenizer, few_shot: Sequence[Problem], config: TrainConfig) -> list[Problem]:
     if len(problems) < config.gradient_accumulation_steps:
         raise InputError(
-            f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: {config.problems} has {len(problems)} training"
-            " problems, a step cannot take more; lower it"
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: {config.problems} has {len(problems)} "
+            "training problems, a step cannot take more; lower it"
         )
     fitting = [p for p in problems if len(encode_prompt(tokenizer, p.problem, few_shot=few_shot)) <= config.max_prompt_length]
     if len(fitting) < config.gradient_accumulation_steps:

@@ -143,7 +143,7 @@ def test_a_kill_leaves_no_half_of_a_folder(tmp_path):
     target, names = tmp_path / "checkpoint", [str(number) for number in range(30)]
     rng = random.Random(0)
     found = 0
-    for _ in range(20):
+    for _ in range(12):
         child = os.fork()
         if not child:
             try:
@@ -160,7 +160,7 @@ def test_a_kill_leaves_no_half_of_a_folder(tmp_path):
             found += 1
             assert sorted(path.name for path in target.iterdir()) == sorted(names)
             assert len({(target / name).read_text() for name in names}) == 1
-    assert found > 10
+    assert found > 6
 
 
 def test_a_folder_where_the_file_should_go_is_one_line(tmp_path):

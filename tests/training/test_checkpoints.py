@@ -105,6 +105,7 @@ def test_what_is_no_full_disk_keeps_its_traceback(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("most", "error", "message"),
     [

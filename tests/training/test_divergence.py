@@ -41,6 +41,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_state_before_i
     assert_same_tensors(load_training_state(config.output_dir, 1), load_training_state(good.output_dir, 1))
 
 
+@pytest.mark.e2e
 def test_a_run_that_diverged_goes_on_from_there(config):
     with pytest.raises(TrainingDivergedError):
         train(replace(config, rewards=OVERFLOWING))

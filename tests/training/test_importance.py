@@ -155,7 +155,7 @@ def test_loss_and_gradients_are_trls(sampled, cap, tmp_path, monkeypatch):
     assert float((gradients_of(policy, our) - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("cap", [CAP, 2.0, 0.0])
+@pytest.mark.parametrize("cap", [CAP, 1.1, 0.0])
 @pytest.mark.parametrize("later", [False, True], ids=["first update", "later update"])
 def test_loss_gradients_and_metrics_are_those_of_the_formula(sampled, cap, later):
     old = untrained() if later else None

@@ -60,6 +60,7 @@ def test_loss_and_gradients_are_ours(loss_type, mask_truncated):
     assert float((theirs[1] - ours[1]).norm() / ours[1].norm()) < 1e-5
 
 
+@pytest.mark.e2e
 def test_a_run_is_the_same_but_for_what_liger_does_not_tell(config, tmp_path):
     train(replace(config, num_train_iters=2))
     train(replace(config, num_train_iters=2, use_liger=True, output_dir=tmp_path / "liger"))

@@ -121,6 +121,7 @@ def test_the_reference_is_the_model_without_its_adapters(prepared):
     assert not known.reference_logprobs_N.requires_grad
 
 
+@pytest.mark.e2e
 def test_a_run_is_held_to_the_model_that_it_began_with(config):
     train(replace(config, lora_r=4, beta=0.5, learning_rate=2e-2))
     kl = [line["kl"] for line in metrics(config.output_dir)]

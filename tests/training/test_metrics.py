@@ -44,6 +44,7 @@ def test_kl_and_entropy_are_those_of_the_formulas(config):
     assert line["kl"] > 1e-2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("mask_truncated", [False, True])
 def test_the_clip_rate_counts_the_tokens_that_the_second_update_leaves_alone(config, tmp_path, mask_truncated):
     # The first update of a batch is that of a run with one update of each.

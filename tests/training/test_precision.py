@@ -23,6 +23,7 @@ from steerlift.training.train import train
 CPU = torch.device("cpu")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("changes", [{}, {"lora_r": 2, "beta": 0.05, "num_iterations": 2}], ids=["weights", "adapters"])
 def test_gradient_checkpointing_gives_the_same_run(config, tmp_path, changes):
     recomputed = []
@@ -50,6 +51,7 @@ def counted_layers():
         hook.remove()
 
 
+@pytest.mark.e2e
 def test_mixed_keeps_float32_weights_and_learns(config, finished):
     train(replace(config, dtype="mixed"))
     assert {tensor.dtype for tensor in weights(config.output_dir).values()} == {torch.float32}

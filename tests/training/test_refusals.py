@@ -15,11 +15,10 @@ EXTRAS = ("liger_kernel", "liger_kernel.chunked_loss", "peft", "wandb", "trackio
     ("changes", "error", "message"),
     [
         ({"model_name": "./absent"}, MissingInputError, "model ./absent: no such folder"),
-        ({"use_vllm": True}, InputError, "--use_vllm"),
         ({"max_prompt_length": 2}, InputError, "--max_prompt_length 2 leaves 0 of 20 problems, a step needs 3; raise it"),
         ({"use_liger": True}, MissingDependencyError, "--use_liger needs liger-kernel .*: pip install 'steerlift.liger.'"),
-        ({"use_liger": True, "beta": 0.1}, InputError, "--use_liger knows no --beta and no --num_iterations"),
-        ({"use_liger": True, "num_iterations": 2}, InputError, "--use_liger knows no --beta and no --num_iterations"),
+        ({"use_liger": True, "beta": 0.1}, InputError, "--use_liger knows no --beta, --num_iterations"),
+        ({"use_liger": True, "num_iterations": 2}, InputError, "--use_liger knows no --beta, --num_iterations"),
         ({"lora_r": 4}, MissingDependencyError, "--lora_r needs peft: pip install 'steerlift.lora.'"),
         ({"use_wandb": True}, MissingDependencyError, "--use_wandb needs wandb"),
         ({"use_trackio": True}, MissingDependencyError, "--use_trackio needs trackio"),

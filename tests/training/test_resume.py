@@ -62,6 +62,7 @@ def test_without_a_run_it_starts_one(config, finished, capsys):
     assert not (config.output_dir / "resumed.jsonl").exists()
 
 
+@pytest.mark.e2e
 def test_a_run_killed_before_its_first_checkpoint_starts_over(config, finished):
     interrupt(replace(config, rewards=INTERRUPTED, save_every=50))
     assert saved_steps(config.output_dir) == []
@@ -72,6 +73,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(config, finished):
     assert_same_run(config.output_dir, finished.output_dir)
 
 
+@pytest.mark.e2e
 def test_a_warm_up_without_a_later_checkpoint_is_made_again(config, prepared, tmp_path):
     # checkpoint_step_0 is for extracting vectors: there is no optimizer state in it.
     warm = {"problems": str(prepared / "solved.jsonl"), "sft_steps": 2, "sft_batch": 4, "num_train_iters": 3}
@@ -147,6 +149,7 @@ def test_checkpoints_without_the_optimizers_state_are_not_thrown_away(copied):
     assert files_of(copied.output_dir) == before
 
 
+@pytest.mark.e2e
 def test_only_as_many_checkpoints_as_asked_stay(config, prepared):
     warm = {"problems": str(prepared / "solved.jsonl"), "sft_steps": 1, "sft_batch": 4}
     train(replace(config, save_every=1, keep_checkpoints=1, **warm))

@@ -41,6 +41,7 @@ def test_the_loss_falls(warm):
     assert losses[1] < losses[0] / 4
 
 
+@pytest.mark.e2e
 def test_the_tags_are_used_and_the_warmed_up_model_is_saved(warm, tmp_path):
     warm = replace(warm, sft_steps=20, sft_batch=16, num_completions_eval=8)
     without = replace(warm, sft_steps=0, output_dir=tmp_path / "without")
@@ -72,6 +73,7 @@ def test_the_kl_is_that_to_the_warmed_up_model(warm):
     assert not torch.equal(*moved)
 
 
+@pytest.mark.e2e
 def test_a_warm_up_whose_model_draws_itself_is_repeated_exactly(warm, prepared, tmp_path):
     changes = {"model_name": str(prepared / "dropout"), "sft_steps": 2}
     for seed, name in enumerate(("one", "two")):
@@ -82,6 +84,7 @@ def test_a_warm_up_whose_model_draws_itself_is_repeated_exactly(warm, prepared, 
     assert not torch.equal(*(weights(tmp_path / name, 0)["model.norm.weight"] for name in ("one", "none")))
 
 
+@pytest.mark.e2e
 def test_the_size_of_its_micro_batches_changes_nothing(warm, tmp_path):
     for name, rows in (("one", 1), ("two", 8)):
         train(replace(warm, sft_steps=2, micro_batch_size=rows, output_dir=tmp_path / name))
