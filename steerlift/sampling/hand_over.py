@@ -34,8 +34,7 @@ def scratch_folder(beside: Path) -> Path:
     In memory a copy that a killed run has left would be in the way until the machine is started anew.
     """
     for old in beside.parent.glob(f"{_SCRATCH}*"):
-        pid = old.name.removeprefix(_SCRATCH).partition("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
+        if _is_left(old.name.removeprefix(_SCRATCH).partition("-")[0]):
             shutil.rmtree(old, ignore_errors=True)  # another user's stays
     return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=beside.parent))
 
@@ -88,6 +87,9 @@ def _start_update(server: Server) -> None:
 
 @contextmanager
 def _linked(source: Path, target: Path) -> Iterator[None]:
+    for old in target.parent.glob("*-*.safetensors"):
+        if _is_left(old.stem.rpartition("-")[2]):
+            old.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError as error:
@@ -98,11 +100,14 @@ def _linked(source: Path, target: Path) -> Iterator[None]:
         target.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def _is_left(pid: str) -> bool:
+    """Whether a process of this name is gone, so that its files are in nobody's use."""
+    if not pid.isdigit():
         return False
-    except PermissionError:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False

@@ -102,6 +102,18 @@ def test_the_version_is_what_the_server_says(small):
         weight_version(Server(small.url, "k"))
 
 
+def test_what_a_killed_process_was_handing_over_is_removed(small, saved, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    folder = tmp_path / "weights"
+    (folder / f"0123-{process.pid}.safetensors").write_bytes(b"14 GB")
+    kept = {folder / f"0123-{os.getppid()}.safetensors", folder / "somebody's.safetensors"}
+    for path in kept:
+        path.touch()
+    give_weights(Server(small.url, "k"), folder, saved, "v")
+    assert set(folder.iterdir()) == kept
+
+
 def test_copies_of_processes_that_died_are_removed_and_no_others(tmp_path):
     server = tmp_path / "steerlift-0-8000"
     with subprocess.Popen([sys.executable, "-c", ""]) as process:

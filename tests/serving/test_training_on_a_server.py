@@ -181,7 +181,7 @@ def test_a_run_is_the_same_again_and_leaves_nothing_in_memory(config, served):
     ]
     assert ids[:2] == ids[2:]
     assert list(served.folder.parent.glob(f"steerlift-weights-{os.getpid()}-*")) == []
-    assert list((served.folder / "weights").iterdir()) == []
+    assert list((served.folder / "weights").iterdir()) == []  # nor what a killed evaluation was handing over
 
 
 # Of a run with 12 completions a step and 8 an evaluation: in the middle of the first step, of step 4, of the evaluation after
