@@ -15,6 +15,7 @@ from steerlift.serving.private import folder_of_this_server, read_key
 from steerlift.serving.slots import Additions, Slots
 from steerlift.serving.steering_field import XARG, parse_canonical, unseal
 from steerlift.serving.vector_store import read_vectors
+from steerlift.serving.vllm_private import mend_seeded_sampling
 
 _made: list[Slots] = []
 
@@ -33,6 +34,7 @@ class SteeringRows(LogitsProcessor):
         _configuration(sampling_params)
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ANN401, ARG002 - vLLM's own
+        mend_seeded_sampling(device)
         model = vllm_config.model_config
         if model.architecture not in STEERED_ARCHITECTURES:
             # The guard refuses steering for such a model; no memory is set aside for it.

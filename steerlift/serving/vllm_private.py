@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 TESTED_VERSIONS = ("0.32.0",)
@@ -65,6 +66,29 @@ def query_starts() -> Tensor | None:
             f"steering cannot read the batch from {type(first).__name__}; choose --attention-backend FLASH_ATTN or TRITON_ATTN"
         )
     return starts
+
+
+def mend_seeded_sampling(device: torch.device) -> None:
+    """Keeps a seeded request on a CPU from ending the server when its prompt takes several steps.
+
+    What is sampled before the prompt is whole is thrown away, and vLLM 0.32 then turns the request's generator back by its
+    offset, which a CPU's generator does not have. Without its generator for that step there is nothing to turn back.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    sample_tokens = GPUModelRunner.sample_tokens
+    if device.type != "cpu" or sample_tokens.__module__ == __name__:
+        return
+
+    def mended(runner: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - vLLM's own
+        generators, unfinished = runner.input_batch.generators, runner.discard_request_mask.np[: runner.input_batch.num_reqs]
+        withheld = {row: generators.pop(row) for row in unfinished.nonzero()[0].tolist() if row in generators}
+        try:
+            return sample_tokens(runner, *arguments, **options)
+        finally:
+            generators.update(withheld)
+
+    GPUModelRunner.sample_tokens = mended
 
 
 def decoder_layers(model: nn.Module) -> list[tuple[int, nn.Module]]:

@@ -37,6 +37,9 @@ _MAY_CHANGE = (
     "use_trackio",
     "wandb_project",
     "wandb_run",
+    "vllm_host",
+    "vllm_port",
+    "vllm_patience",
 )
 # Only what a run writes: the folder may be the user's own. config.json is last to go: it tells what the others are.
 _FILES = (

@@ -76,22 +76,23 @@ def train(config: TrainConfig) -> Path:
     if done is not None:
         say(f"resuming after step {done} of {config.num_train_iters}")
 
-    log = RunLog(config, str(processes), done) if processes.main else None
     learner = Learner(model, _adam(config), processes, precision)
-    if done is not None:
-        learner.load_optimizer_state(load_training_state(config.output_dir, done))
-    elif warming:
-        with naming_divergence("warm-up", "--sft_learning_rate"), naming_memory("warm-up", "--micro_batch_size"):
-            warm_up(learner, solutions, config)
-        learner.restart(_adam(config))
-        _save_start(config, learner, tokenizer)
-    reference = _reference(config, learner, precision, attention) if config.beta else None
+    # The sampler first: a server that serves another model leaves no run behind.
     with _policy_sampler(config, learner, tokenizer, few_shot) as policy:
+        log = RunLog(config, str(processes), done) if processes.main else None
+        if done is not None:
+            learner.load_optimizer_state(load_training_state(config.output_dir, done))
+        elif warming:
+            with naming_divergence("warm-up", "--sft_learning_rate"), naming_memory("warm-up", "--micro_batch_size"):
+                warm_up(learner, solutions, config)
+            learner.restart(_adam(config))
+            _save_start(config, learner, tokenizer)
+        reference = _reference(config, learner, precision, attention) if config.beta else None
         trainer = Trainer(config, learner, tokenizer, policy, rewards, log, reference)
         with progress("training", config.num_train_iters, done or 0) as bar:
             trainer.run(problems, held_out, done or 0, bar)
-    if log is not None:
-        log.close()
+        if log is not None:
+            log.close()
     processes.end()
     return checkpoint_path(config.output_dir, config.num_train_iters)
 
