@@ -182,7 +182,7 @@ def test_an_unknown_flag_is_refused_by_name(command, verb):
         ("plot", ["--results_path", "absent.json"], "absent.json: no such file"),
         ("evaluate", ["--base_model_name", "./absent"], "model ./absent: no such folder"),
         ("train", ["--model_name", "one_word"], "model one_word: no such folder"),
-        ("train", ["--use_vllm"], "--use_vllm"),
+        ("train", ["--use_vllm", "--vllm_host", "example.org"], "--vllm_host example.org: weights reach the server through"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, verb, parts, message):
