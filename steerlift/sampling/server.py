@@ -49,8 +49,12 @@ class Server:
     def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
         self.key = key
-        # Proxies from the environment have no place between a client and its server.
-        self._client = httpx2.Client(timeout=httpx2.Timeout(CONTROL_SECONDS, connect=CONNECT_SECONDS), trust_env=False)
+        self._client = httpx2.Client(
+            timeout=httpx2.Timeout(CONTROL_SECONDS, connect=CONNECT_SECONDS),
+            # The server ends a connection that was idle for some seconds, perhaps just as the next request goes out.
+            limits=httpx2.Limits(max_keepalive_connections=0),
+            trust_env=False,  # proxies from the environment have no place between a client and its server
+        )
 
     @property
     def headers(self) -> dict[str, str]:

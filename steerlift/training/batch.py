@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache
 
 from steerlift.records.types import GradedProblem
@@ -45,11 +46,13 @@ class MicroBatch:
         """The last hidden states at the positions that predict the tokens that count, shape (N, H): the rest needs no head.
 
         A prompt that several rows share is computed once: its keys and values serve all its completions, and gradients flow
-        back through them. Gradient checkpointing keeps no keys and values, so there each row is computed whole.
+        back through them. Gradient checkpointing keeps no keys and values, so there each row is computed whole; so it is under
+        FSDP2, whose processes have to go through the layers equally often.
         """
         shares = len(self.prompts_DS) < len(self.completions_RT)
         keeps_cache = not (body.training and getattr(body, "gradient_checkpointing", False))
-        states_RTH = self._shared_states(body) if shares and keeps_cache else self._whole_states(body)
+        sharded = any(isinstance(module, FSDPModule) for module in body.modules())
+        states_RTH = self._shared_states(body) if shares and keeps_cache and not sharded else self._whole_states(body)
         states_NH: Tensor = states_RTH[self.mask_RT]
         return states_NH
 

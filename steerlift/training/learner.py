@@ -57,6 +57,10 @@ class Policy(nn.Module):
         """Runs `work` on the model."""
         return work(self.model, *arguments)
 
+    def tie_weights(self) -> None:
+        """FSDP2 parts tied weights when it cuts them up, and asks for this afterwards."""
+        self.model.tie_weights()
+
 
 class Learner:
     """The model, its optimizer and the processes that share the work. Parameters that want no gradient stay as they are."""

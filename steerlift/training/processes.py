@@ -5,13 +5,14 @@ process knows the whole step. Gradients are averaged by DDP or FSDP2, whichever 
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import Tensor
 
 from steerlift.records.errors import InputError
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 # What transformers goes by; set by `accelerate launch`.
 _READ_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+_SETTLE_SECONDS = 0.2
 
 
 class Processes:
@@ -36,6 +38,10 @@ class Processes:
             # FSDP2 casts the shards itself; everywhere else our own autocast covers training and sampling alike.
             mixed_precision="bf16" if sharded and precision.autocast else "no",
         )
+        if sharded and device.type == "cpu":
+            # accelerate would take DDP without a word.
+            self.accelerator.state.distributed_type = DistributedType.FSDP
+            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         self.count = self.accelerator.num_processes
         self.rank = self.accelerator.process_index
         self.main = self.accelerator.is_main_process
@@ -74,6 +80,10 @@ class Processes:
 
     def end(self) -> None:
         """Lets the other processes go; called when the work is done."""
+        if self.count > 1:
+            # gloo's thread needs Python's lock to let go of the last message, and the group's end waits for that thread with
+            # the lock held: without this pause one run in sixty never ended.
+            time.sleep(_SETTLE_SECONDS)
         self.accelerator.end_training()
 
     def __str__(self) -> str:

@@ -50,8 +50,14 @@ class RunningServer:
         import httpx  # comes with vLLM
 
         headers = {"Authorization": f"Bearer {read_key(self.folder)}"} if key else {}
-        # No proxy of the machine's environment may stand between.
-        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+        return httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=120,
+            # The server ends a connection that was idle for 5 s, perhaps just as the next request goes out.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,  # no proxy of the machine's environment may stand between
+        )
 
 
 def free_port() -> int:
