@@ -6,7 +6,6 @@ are used where they are there.
 """
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 from steerlift.records.errors import InputError
 from steerlift.records.runs import read_json
+from steerlift.report.fields import SCORE_KEY, interval, percent, problem_count
 
-_SCORE_KEY = re.compile(r"pass_at_([1-9]\d*)")
+_REPAIR = "evaluate again"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _object(content: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 
 def _which_k(base: dict[str, Any], where: str) -> int:
-    found = [int(match[1]) for key in base if (match := _SCORE_KEY.fullmatch(key))]
+    found = [int(match[1]) for key in base if (match := SCORE_KEY.fullmatch(key))]
     if not found:
         raise InputError(f"{where}: no score in it (found: {', '.join(base) or 'nothing'}); expected pass_at_1 in percent")
     return found[0]
@@ -111,28 +111,9 @@ def _arm(fields: Any, k: int, where: str) -> Arm:  # noqa: ANN401 - any JSON val
     if f"pass_at_{k}" not in fields:
         found = ", ".join(fields) or "nothing"
         raise InputError(f"{where}: no pass_at_{k} in it (found: {found}); evaluate every arm with the same --pass_at_k")
-    score = _percent(fields[f"pass_at_{k}"], f"{where}.pass_at_{k}")
-    problems = fields.get("num_eval_problems")
-    if problems is not None and (not isinstance(problems, int) or isinstance(problems, bool) or problems < 1):
-        raise InputError(f"{where}.num_eval_problems: expected a whole number above 0, got {problems!r}; evaluate again")
-    return Arm(score, _interval(fields.get("ci95"), f"{where}.ci95"), problems)
-
-
-def _interval(value: Any, where: str) -> tuple[float, float] | None:  # noqa: ANN401 - any JSON value
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != 2:
-        raise InputError(f"{where}: expected [low, high] in percent, got {value!r}; evaluate again")
-    low, high = (_percent(bound, where) for bound in value)
-    if low > high:
-        raise InputError(f"{where}: expected [low, high] in percent, got {value!r} with low above high; evaluate again")
-    return low, high
-
-
-def _percent(value: Any, where: str) -> float:  # noqa: ANN401 - any JSON value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise InputError(f"{where}: expected percent from 0 to 100, got {value!r}; evaluate again")
-    return float(value)
+    score = percent(fields[f"pass_at_{k}"], f"{where}.pass_at_{k}", _REPAIR)
+    problems = problem_count(fields.get("num_eval_problems"), f"{where}.num_eval_problems", _REPAIR)
+    return Arm(score, interval(fields.get("ci95"), f"{where}.ci95", _REPAIR), problems)
 
 
 def _chosen(content: dict[str, Any], weights: Iterable[float], path: Path) -> float | None:

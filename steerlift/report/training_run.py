@@ -13,13 +13,14 @@ from typing import Any
 
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.runs import read_json
+from steerlift.report.fields import SCORE_KEY, interval, percent, problem_count
 
 # What is drawn of a step; the file holds more.
 METRICS = (
     "reward", "accuracy", "lenient_accuracy", "format_rate", "mean_length", "truncated_rate", "entropy", "grad_norm", "lr",
     "no_signal_rate", "clip_rate", "kl", "sampling_seconds", "grading_seconds", "update_seconds",
 )  # fmt: skip
-_SCORE_KEY = re.compile(r"pass_at_([1-9]\d*)")
+_REPAIR = "repair or delete the file"
 
 
 @dataclass(frozen=True)
@@ -133,37 +134,16 @@ def _evaluation(key: str, fields: Any, path: Path) -> Evaluation:  # noqa: ANN40
         raise InputError(f"{where}: expected a whole number as step; repair or delete the file")
     if not isinstance(fields, dict):
         raise InputError(f"{where}: expected an object with pass_at_1, got {fields!r:.40}; repair or delete the file")
-    ks = [int(match[1]) for name in fields if (match := _SCORE_KEY.fullmatch(name))]
+    ks = [int(match[1]) for name in fields if (match := SCORE_KEY.fullmatch(name))]
     if not ks:
         found = ", ".join(fields) or "nothing"
         raise InputError(f"{where}: no score in it (found: {found}); expected pass_at_1 in percent, repair or delete the file")
     scores = {}
     for k in ks:
         name = f"pass_at_{k}"
-        interval = "ci95" if k == ks[0] else f"{name}_ci95"
-        scores[k] = Score(_percent(fields[name], f"{where}: {name}"), _interval(fields.get(interval), f"{where}: {interval}"))
-    problems = fields.get("num_eval_problems")
-    if problems is not None and (not isinstance(problems, int) or isinstance(problems, bool) or problems < 1):
-        raise InputError(
-            f"{where}: num_eval_problems: expected a whole number above 0, got {problems!r}; repair or delete the file"
+        bounds = "ci95" if k == ks[0] else f"{name}_ci95"
+        scores[k] = Score(
+            percent(fields[name], f"{where}: {name}", _REPAIR), interval(fields.get(bounds), f"{where}: {bounds}", _REPAIR)
         )
+    problems = problem_count(fields.get("num_eval_problems"), f"{where}: num_eval_problems", _REPAIR)
     return Evaluation(int(key), scores, problems)
-
-
-def _interval(value: Any, where: str) -> tuple[float, float] | None:  # noqa: ANN401 - any JSON value
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != 2:
-        raise InputError(f"{where}: expected [low, high] in percent, got {value!r}; repair or delete the file")
-    low, high = (_percent(bound, where) for bound in value)
-    if low > high:
-        raise InputError(
-            f"{where}: expected [low, high] in percent, got {value!r} with low above high; repair or delete the file"
-        )
-    return low, high
-
-
-def _percent(value: Any, where: str) -> float:  # noqa: ANN401 - any JSON value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise InputError(f"{where}: expected percent from 0 to 100, got {value!r}; repair or delete the file")
-    return float(value)
