@@ -45,14 +45,11 @@ class MicroBatch:
     def hidden(self, body: nn.Module) -> Tensor:
         """The last hidden states at the positions that predict the tokens that count, shape (N, H): the rest needs no head.
 
-        A prompt that several rows share is computed once: its keys and values serve all its completions, and gradients flow
-        back through them. Gradient checkpointing keeps no keys and values, so there each row is computed whole; so it is under
-        FSDP2, whose processes have to go through the layers equally often.
+        A prompt that several rows share is computed once, where the model allows: its keys and values serve all its
+        completions, and gradients flow back through them.
         """
-        shares = len(self.prompts_DS) < len(self.completions_RT)
-        keeps_cache = not (body.training and getattr(body, "gradient_checkpointing", False))
-        sharded = any(isinstance(module, FSDPModule) for module in body.modules())
-        states_RTH = self._shared_states(body) if shares and keeps_cache and not sharded else self._whole_states(body)
+        shares = len(self.prompts_DS) < len(self.completions_RT) and _can_share(body)
+        states_RTH = self._shared_states(body) if shares else self._whole_states(body)
         states_NH: Tensor = states_RTH[self.mask_RT]
         return states_NH
 
@@ -212,6 +209,12 @@ def pack(
         weights_RT[:, :longest][mask_RT],
     )
     return MicroBatch(*(tensor.to(device) for tensor in tensors))
+
+
+def _can_share(body: nn.Module) -> bool:
+    """Gradient checkpointing keeps no keys and values; under FSDP2 processes have to go through the layers equally often."""
+    recomputes = body.training and getattr(body, "gradient_checkpointing", False)
+    return not recomputes and not any(isinstance(module, FSDPModule) for module in body.modules())
 
 
 def _positions(mask: Tensor) -> Tensor:
