@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.config import EvaluateConfig
+from steerlift.evaluation.identity import identity
 from steerlift.evaluation.results import arm_result, best_weight
 from steerlift.evaluation.samplers import LocalModels, Samplers
 from steerlift.evaluation.served_models import ServedModels
@@ -113,8 +113,8 @@ def _settings(
     """What completions depend on: two runs with the same settings share a completions file, so weights can be added later."""
     device = choose_device(config.device)
     return {
-        "base_model": _identity(config.base_model_name),
-        "finetuned_model": _identity(config.finetuned_checkpoint),
+        "base_model": identity(config.base_model_name),
+        "finetuned_model": identity(config.finetuned_checkpoint),
         "vectors": _digest(f"{index} {vector.tolist()}" for index, vector in vectors.layers.items()),
         "problems": _digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
         "few_shot": _digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),
@@ -131,14 +131,3 @@ def _settings(
 
 def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _identity(name: str) -> str:
-    """A hub id as it is; a folder with the sizes and times of its files: trained or edited since, it is another model."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return name
-    # Weights, configuration, tokenizer and chat template; not logs that a training run may still be writing beside them.
-    files = sorted(file for ending in ("*.safetensors", "*.json", "*.jinja") for file in folder.glob(ending))
-    marks = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
-    return f"{folder.resolve()} {hashlib.sha256(marks.encode()).hexdigest()[:16]}"

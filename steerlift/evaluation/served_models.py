@@ -3,12 +3,12 @@
 import hashlib
 import shutil
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
 from steerlift.evaluation.config import EvaluateConfig
+from steerlift.evaluation.identity import identity, place
 from steerlift.evaluation.samplers import MakeSampler
 from steerlift.records.errors import InputError, MissingInputError, ServerError, SteerliftError
 from steerlift.records.progress import say
@@ -16,7 +16,7 @@ from steerlift.sampling.hand_over import give_weights, save_weights, scratch_fol
 from steerlift.sampling.remote import RemoteSampler
 from steerlift.sampling.sampler import Sampler
 from steerlift.sampling.server import Server
-from steerlift.serving.find import find_folder, find_key
+from steerlift.serving.find import current_key, find_folder, find_key
 from steerlift.serving.private import WEIGHTS
 from steerlift.serving.tokenizer_digest import tokenizer_digest
 from steerlift.steering.models import (
@@ -59,10 +59,7 @@ class ServedModels:
         steering = None if content is None else f"evaluate-{hashlib.sha256(content).hexdigest()[:32]}"
 
         def prepare(server: Server) -> None:
-            try:
-                server.key = find_key(server.url)  # one that has started anew has made another
-            except MissingInputError as error:
-                raise ServerError(str(error)) from error
+            server.key = current_key(server.url)
             self._lend(server, name)
             if content is not None and steering not in server.info()["vectors"]:
                 server.request("PUT", f"/steerlift/vectors/{steering}", content=content)
@@ -119,7 +116,7 @@ class ServedModels:
             file = scratch / "weights.safetensors"
             dtype = getattr(torch, str(server.info()["dtype"]))
             save_weights(load_model(name, torch.device("cpu"), dtype).state_dict(), file)
-            give_weights(server, folder / WEIGHTS, file, _version(name))
+            give_weights(server, folder / WEIGHTS, file, identity(name))
         finally:
             shutil.rmtree(scratch)
 
@@ -128,21 +125,9 @@ def _has(server: Server, name: str) -> bool:
     """Whether a server has the weights of `name` already."""
     version = weight_version(server)
     if version != _FIRST_WEIGHTS:
-        return version == _version(name)
+        return version == identity(name)
     # A server of another machine has what its user says that it has.
-    return find_folder(server.url) is None or _place(str(server.info()["model"])) == _place(name)
-
-
-def _version(name: str) -> str:
-    """What a server is told that it has with the weights of `name`: trained anew in the same folder, they are others."""
-    files = sorted(Path(name).expanduser().glob("*.safetensors"))
-    marks = "".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
-    return f"{_place(name)} {hashlib.sha256(marks.encode()).hexdigest()[:16]}"
-
-
-def _place(name: str) -> str:
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
+    return find_folder(server.url) is None or place(str(server.info()["model"])) == place(name)
 
 
 def _urls(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -102,12 +103,4 @@ def _linked(source: Path, target: Path) -> Iterator[None]:
 
 def _is_left(pid: str) -> bool:
     """Whether a process of this name is gone, so that its files are in nobody's use."""
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return pid.isdigit() and not psutil.pid_exists(int(pid))

@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steerlift.records.errors import InputError
+from steerlift.records.errors import InputError, MissingInputError, ServerError
+from steerlift.serving.access import LOCAL_HOSTS
 from steerlift.serving.private import private_folder, read_key
-
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def find_key(url: str) -> str:
@@ -24,9 +23,17 @@ def find_key(url: str) -> str:
     return read_key(folder)
 
 
+def current_key(url: str) -> str:
+    """The key that a server has now: one that has started anew has made another. Raises ServerError while there is none."""
+    try:
+        return find_key(url)
+    except MissingInputError as error:
+        raise ServerError(str(error)) from error
+
+
 def find_folder(url: str) -> Path | None:
     """The private folder of a server on this machine; None for one elsewhere."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"server {url!r}: expected a URL such as http://127.0.0.1:8000")
-    return private_folder(parts.port or 8000) if parts.hostname in _LOCAL else None
+    return private_folder(parts.port or 8000) if parts.hostname in LOCAL_HOSTS else None

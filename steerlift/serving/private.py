@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.runs import read_json
 
@@ -44,7 +46,7 @@ def create_folder(port: int, key: str | None) -> Path:
     if folder.is_symlink() or folder.exists():
         _check_own(folder)
         pid = _pid(folder)
-        if pid is not None and _alive(pid):
+        if pid is not None and psutil.pid_exists(pid):
             raise InputError(
                 f"--port {port}: a steerlift server (process {pid}) is running there; stop it or choose another port"
             )
@@ -154,13 +156,3 @@ def _pid(folder: Path) -> int | None:
         return int(read_private(folder, _PID))
     except (OSError, ValueError):
         return None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from steerlift.records.errors import InputError, MissingInputError, ServerError
+from steerlift.records.errors import InputError, ServerError
 from steerlift.records.progress import progress, say
 from steerlift.records.types import Problem
 from steerlift.sampling.hand_over import give_weights, save_weights, scratch_folder, weight_version
@@ -17,7 +17,7 @@ from steerlift.sampling.remote import RemoteSampler
 from steerlift.sampling.rollouts import SampledProblem, Task, sample_tasks
 from steerlift.sampling.sampler import OnDone, SamplingOptions
 from steerlift.sampling.server import Patience, Server
-from steerlift.serving.find import find_key
+from steerlift.serving.find import current_key
 from steerlift.serving.private import WEIGHTS, private_folder
 from steerlift.serving.tokenizer_digest import tokenizer_digest
 from steerlift.steering.models import Tokenizer, architecture, end_token_ids, text_config
@@ -100,11 +100,8 @@ class ServedPolicy:
                 bar.advance(1)
 
     def _connected(self) -> dict[str, object]:
-        """What the server says of itself, with the key that it has now: one that started anew has made another."""
-        try:
-            self.server.key = find_key(self.server.url)
-        except MissingInputError as error:
-            raise ServerError(str(error)) from error
+        """What the server says of itself."""
+        self.server.key = current_key(self.server.url)
         return self.server.info()
 
     def _check_serves(self, info: dict[str, object]) -> str:
