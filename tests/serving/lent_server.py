@@ -1,7 +1,6 @@
 """A server that tests may give other weights: one for all test processes of a run, to one test at a time."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -11,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import conftest
 import torch
 from filelock import FileLock
+from server_processes import common_folder, counted, free_port, start_server, wait_until_gone, wait_until_ready
 from small_pipeline import GOOD, TEXTS, UNTAGGED, WRONG, Silent, problem_file, saved, tokenizer, untrained
 
 from steerlift.problems.prompt import encode_prompt
@@ -62,13 +61,13 @@ def local_model(name: str) -> Any:
 @contextlib.contextmanager
 def shared_server(tmp_path_factory: Any, worker_id: str) -> Iterator[LentServer]:
     """For a fixture of the whole session: starts the server unless another test process has, ends it after the last."""
-    folder = _common_folder(tmp_path_factory, worker_id)
-    with _counted(folder, 1) as state:
+    folder = common_folder(tmp_path_factory, worker_id, "lent")
+    with counted(folder, 1) as state:
         if "port" not in state:
             state["port"] = _start(folder)
     with contextlib.closing(Server(f"http://127.0.0.1:{state['port']}", read_key(private_folder(state["port"])))) as client:
         yield LentServer(state["port"], folder, client)
-    with _counted(folder, -1) as state:
+    with counted(folder, -1) as state:
         if state["users"] == 0:
             _stop(state.pop("port"))
 
@@ -119,9 +118,9 @@ def _teach(model: Any, steps: int, answers: list[str]) -> None:
 
 def _start(folder: Path) -> int:
     save_models(folder)
-    port = conftest.free_port()
-    process = conftest.start_server(folder, port, *FLAGS, model=str(folder / "base"))
-    conftest.wait_until_ready(port, process, folder)
+    port = free_port()
+    process = start_server(folder, port, *FLAGS, model=str(folder / "base"))
+    wait_until_ready(port, process, folder)
     _started.append(process)
     return port
 
@@ -130,28 +129,8 @@ def _stop(port: int) -> None:
     told = read_server(private_folder(port))
     assert told is not None
     os.kill(told["pid"], signal.SIGINT)
-    conftest.wait_until_gone(private_folder(port))
+    wait_until_gone(private_folder(port))
 
 
 # Kept, for a process that nobody holds any more would warn that it is still running.
 _started: list[Any] = []
-
-
-def _common_folder(tmp_path_factory: Any, worker_id: str) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    folder: Path = (base if worker_id == "master" else base.parent) / "lent"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@contextlib.contextmanager
-def _counted(folder: Path, change: int) -> Iterator[dict[str, Any]]:
-    """What the test processes know of the server, and how many of them use it."""
-    path = folder / "state.json"
-    with FileLock(folder / "state.lock"):
-        state = json.loads(path.read_text()) if path.exists() else {"users": 0}
-        state["users"] += change
-        try:
-            yield state
-        finally:
-            path.write_text(json.dumps(state))

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from conftest import free_port
+from server_processes import free_port
 
 from steerlift.serving.private import private_folder
 

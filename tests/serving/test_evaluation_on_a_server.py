@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lent_server import LentServer, lent, local_model, shared_server
+from lent_server import LentServer, local_model
 from small_pipeline import TEXTS, saved, tokenizer, untrained
 
 from steerlift.commands.main import run_verb
@@ -25,18 +25,6 @@ NO_VLLM = "vLLM is not installed: make test-serving"
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=NO_VLLM)]
 
 ARMS = {"base", "finetuned", "steered:0.5", "steered:2.0", "random:0.5", "random:2.0"}
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory, worker_id):
-    with shared_server(tmp_path_factory, worker_id) as server:
-        yield server
-
-
-@pytest.fixture
-def served(shared):
-    with lent(shared) as server:
-        yield server
 
 
 def arguments(served: LentServer, output: Path, *more: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lent_server import LentServer, lent, local_model, shared_server
+from lent_server import LentServer, local_model
 from safetensors.torch import save
 from small_pipeline import TEXTS, tokenizer
 
@@ -23,18 +23,6 @@ NO_VLLM = "vLLM is not installed: make test-serving"
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=NO_VLLM)]
 
 WEIGHTS = (0.0, 0.5, -1.0, 2.0)
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory, worker_id):
-    with shared_server(tmp_path_factory, worker_id) as server:
-        yield server
-
-
-@pytest.fixture
-def served(shared):
-    with lent(shared) as server:
-        yield server
 
 
 @pytest.fixture(params=["base", "random"])

@@ -6,8 +6,8 @@ import time
 
 import psutil
 import pytest
-from conftest import free_port, start_server, wait_until_gone, wait_until_ready
 from served import NEW_TOKENS, expected, mixed_requests, saved_model, served_model, two_vectors
+from server_processes import free_port, start_server, wait_until_gone, wait_until_ready
 
 from steerlift.serving.private import create_folder, private_folder, remove_folder
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
-import conftest
 import psutil
 import pytest
 import torch
-from lent_server import FLAGS, LentServer, lent, local_model, shared_server, untied
+from lent_server import FLAGS, LentServer, local_model, untied
 from links import link_to
+from server_processes import STOP_SECONDS, free_port, start_server, wait_until_ready
 from small_pipeline import problem_file, saved, tokenizer, untrained
 
 from steerlift.commands.main import run_verb
@@ -37,18 +37,6 @@ SMALL_GAP = 1e-5
 EVERY_STEP = {"eval_every": 1, "eval_temperature": 0.0, "num_completions_eval": 1, "save_every": 1}
 # The prompts begin alike, for longer than a block of vLLM's cache.
 LONG_PROMPTS = {"few_shot": 8, "max_prompt_length": 400}
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory, worker_id):
-    with shared_server(tmp_path_factory, worker_id) as server:
-        yield server
-
-
-@pytest.fixture
-def served(shared):
-    with lent(shared) as server:
-        yield server
 
 
 @pytest.fixture
@@ -234,10 +222,10 @@ def test_a_server_that_is_killed_and_comes_back_gets_the_weights_anew(tmp_path, 
     folder = tmp_path / "server"
     folder.mkdir()
     model = saved(folder / "model", untied())
-    port = conftest.free_port()
-    process = conftest.start_server(folder, port, *FLAGS, model=model)
+    port = free_port()
+    process = start_server(folder, port, *FLAGS, model=model)
     try:
-        conftest.wait_until_ready(port, process, folder)
+        wait_until_ready(port, process, folder)
         changes = {"num_train_iters": 8, "num_chains": 8, "max_completion_length": 60, "learning_rate": 1e-3}
         problem_file(tmp_path, solution="7")
         config = replace(small_run(tmp_path, port, tmp_path / "run"), model_name=model, vllm_patience=600, **changes)
@@ -246,11 +234,11 @@ def test_a_server_that_is_killed_and_comes_back_gets_the_weights_anew(tmp_path, 
             wait_until_sampling(run, port, config, after=3)
             kill(process)
             assert not run.done()
-            process = conftest.start_server(folder, port, *FLAGS, model=model)
+            process = start_server(folder, port, *FLAGS, model=model)
             run.result()
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(conftest.STOP_SECONDS)
+        process.wait(STOP_SECONDS)
     said = capsys.readouterr().err
     assert f"http://127.0.0.1:{port}" in said
     assert "trying again in 1 s" in said
