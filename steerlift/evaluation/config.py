@@ -7,6 +7,8 @@ from typing import Literal
 from steerlift.records.checks import check_number, check_pass_at_k
 from steerlift.records.errors import InputError
 
+Control = Literal["random", "negated", "shuffled", "cooler", "format"]
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -38,6 +40,10 @@ class EvaluateConfig:
     """Choose the best weight on this many development problems, and mark it in the results; 0: choose none."""
     random_control: bool = False
     """Evaluate random vectors of the same norms too: at the chosen weight, or at every weight if none is chosen."""
+    controls: tuple[Control, ...] = ()
+    """What else might explain a gain, at the chosen weight (or the only one): see steerlift.evaluation.controls."""
+    other_vectors: tuple[Path, ...] = ()
+    """Vectors of other runs, as controls at the same weight."""
     problems: str = "math"
     """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
     few_shot: int = 0
@@ -72,5 +78,9 @@ class EvaluateConfig:
             raise InputError(f"--weights {' '.join(map(str, self.weights))}: expected at least one weight, each once")
         for weight in self.weights:
             check_number("weights", weight)
+        if (self.controls or self.other_vectors) and not self.dev_size and len(self.weights) > 1:
+            raise InputError("--controls are run at one weight: choose it with --dev_size, or give one with --weights")
+        if len(set(self.controls)) < len(self.controls):
+            raise InputError(f"--controls {' '.join(self.controls)}: expected each once")
         if self.dev_size and self.split == "dev":
             raise InputError("--dev_size with --split dev would choose and report on the same problems; use --split test")

@@ -1,19 +1,20 @@
 """`steerlift evaluate`: base, fine-tuned and steered arms on the same problems, the weight chosen on development problems."""
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.identity import identity
+from steerlift.evaluation.controls import ControlArm, control_arms
+from steerlift.evaluation.evidence import groups, p_values, separation
+from steerlift.evaluation.identity import digest, identity, vectors_identity
 from steerlift.evaluation.results import arm_result, best_weight
 from steerlift.evaluation.samplers import LocalModels, Samplers
 from steerlift.evaluation.served_models import ServedModels
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import few_shot_note, worked_example
+from steerlift.problems.separation import SEEN, check_unseen
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
 from steerlift.records.runs import check_writable, completions_path, write_json
@@ -34,6 +35,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
     dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
     few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
+    check_unseen(vectors.metadata, test, str(config.steering_vectors_path))
+    separated = separation(vectors.metadata, test, dev)
     settings = _settings(config, vectors, [*test, *dev], few_shot)
     book = Gradebook.open(completions_path(config.output_path), settings, config.overwrite)
     check_writable(config.output_path)
@@ -61,11 +64,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ]
         random_vectors = vectors.random_like(config.seed)
         run(models.sampler(config.base_model_name, random_vectors), random, config.split, test)
+        controls = control_arms(config, vectors, config.weights[0] if chosen is None else chosen)
+        for control in controls:
+            temperature = options.temperature if control.temperature is None else control.temperature
+            run(
+                models.sampler(config.base_model_name, control.vectors),
+                [control.arm],
+                config.split,
+                control.problems(test),
+                options=replace(options, temperature=temperature),
+            )
         run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
     finally:
         models.release()
 
-    results = _results(config, book, steered, random, len(test))
+    results = _results(config, book, steered, random, controls, len(test))
+    results["groups"] = _groups(config, book, chosen, len(test))
+    results["separation"] = separated
     if chosen is not None:
         results["chosen"] = {
             "weight": str(chosen),
@@ -75,15 +90,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results["settings"] = {name: value for name, value in asdict(config).items() if name != "overwrite"} | {
         "output_path": str(config.output_path),
         "steering_vectors_path": str(config.steering_vectors_path),
+        "other_vectors": [str(path) for path in config.other_vectors],
     }
-    results["vectors"] = dict(vectors.metadata)
+    # The problems that the vectors have seen stand under `separation`.
+    results["vectors"] = {name: value for name, value in vectors.metadata.items() if name != SEEN}
     results["completions_file"] = book.journal.path.name
     results["provenance"] = provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device)))
     write_json(config.output_path, results)
     return results
 
 
-def _results(config: EvaluateConfig, book: Gradebook, steered: list[Arm], random: list[Arm], count: int) -> dict[str, Any]:
+def _results(
+    config: EvaluateConfig,
+    book: Gradebook,
+    steered: list[Arm],
+    random: list[Arm],
+    controls: list[ControlArm],
+    count: int,
+) -> dict[str, Any]:
     ks, seed = config.pass_at_k, config.seed
     base = book.graded(config.split, BASE, count)
     finetuned = book.graded(config.split, FINETUNED, count)
@@ -98,7 +122,20 @@ def _results(config: EvaluateConfig, book: Gradebook, steered: list[Arm], random
     }
     if random:
         results["random_control"] = {str(arm.weight): against_both(arm) for arm in random}
+    if controls:
+        results["controls"] = {c.arm.name: {"about": c.about, "weight": c.arm.weight, **against_both(c.arm)} for c in controls}
+    tested = {str(arm.weight): book.graded(config.split, arm.name, count) for arm in steered}
+    for weight, values in p_values(tested, base, ks[0], seed).items():
+        results["base_with_steering"][weight].update(values)
     return results
+
+
+def _groups(config: EvaluateConfig, book: Gradebook, chosen: float | None, count: int) -> dict[str, Any]:
+    arms = {"base": BASE, "finetuned": FINETUNED}
+    weight = config.weights[0] if len(config.weights) == 1 else chosen
+    if weight is not None:
+        arms["steered"] = f"{STEERED}:{weight}"
+    return groups({name: book.graded(config.split, arm, count) for name, arm in arms.items()}, config.pass_at_k[0])
 
 
 def _dev_scores(config: EvaluateConfig, book: Gradebook, steered: list[Arm], count: int) -> dict[str, Any]:
@@ -115,9 +152,9 @@ def _settings(
     return {
         "base_model": identity(config.base_model_name),
         "finetuned_model": identity(config.finetuned_checkpoint),
-        "vectors": _digest(f"{index} {vector.tolist()}" for index, vector in vectors.layers.items()),
-        "problems": _digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
-        "few_shot": _digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),
+        "vectors": vectors_identity(vectors),
+        "problems": digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
+        "few_shot": digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),
         "completions": config.num_completions_eval,
         "max_completion_length": config.max_completion_length,
         "temperature": config.temperature,
@@ -127,7 +164,3 @@ def _settings(
         "dev_size": config.dev_size,
         "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
     }
-
-
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,7 +1,10 @@
-"""Which model a name means: one that was trained or edited since, in the same folder, is another."""
+"""Which model a name means: one that was trained or edited since, in the same folder, is another. The same of vectors."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+
+from steerlift.steering.vectors import SteeringVectors
 
 
 def identity(name: str) -> str:
@@ -19,3 +22,13 @@ def place(name: str) -> str:
     """A hub id as it is; a folder by its whole path."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
+
+
+def vectors_identity(vectors: SteeringVectors) -> str:
+    """What tells vectors of other content apart, hexadecimal."""
+    return digest(f"{index} {vector.tolist()}" for index, vector in vectors.layers.items())
+
+
+def digest(parts: Iterable[str]) -> str:
+    """One hash of several texts, hexadecimal."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -33,16 +33,16 @@ def summarize(graded: Graded, ks: Sequence[int], seed: int) -> dict[str, Any]:
     completions = [c for g in graded for c in g.completions]
     grades = [grade for g in graded for grade in g.grades]
     summary = {
-        **{f"pass_at_{k}": _percent(_mean(values)) for k, values in strict.items()},
+        **{f"pass_at_{k}": percent(_mean(values)) for k, values in strict.items()},
         "avg_format_reward": _mean([format_reward(grade) for grade in grades]),
         "num_eval_problems": len(graded),
         "ci95": _percents(intervals[headline]),
         "ci95_method": intervals[headline].method,
         **{f"pass_at_{k}_ci95": _percents(intervals[k]) for k in further},
-        f"lenient_pass_at_{headline}": _percent(_mean(lenient)),
+        f"lenient_pass_at_{headline}": percent(_mean(lenient)),
         "lenient_ci95": _percents(mean_interval(lenient, seed=seed)),
-        "format_rate": _percent(_mean([grade.format_ok for grade in grades])),
-        "truncated_rate": _percent(_mean([c.truncated for c in completions])),
+        "format_rate": percent(_mean([grade.format_ok for grade in grades])),
+        "truncated_rate": percent(_mean([c.truncated for c in completions])),
         "mean_length": _mean([len(c.token_ids) for c in completions]),
         "completions_per_problem": len(grades) // len(graded),
     }
@@ -86,19 +86,24 @@ def arm_result(
     result = summarize(graded, ks, seed)
     if base is not None:
         difference, interval = paired_difference(scores(graded, k), scores(base, k), seed=seed)
-        result["difference_from_base"] = _percent(difference)
+        result["difference_from_base"] = percent(difference)
         result["difference_ci95"] = _percents(interval)
         if interval.note:
             result["difference_note"] = interval.note
+        lenient_difference, _ = paired_difference(scores(graded, k, lenient=True), scores(base, k, lenient=True), seed=seed)
+        result["lenient_difference_from_base"] = percent(lenient_difference)
     if base is not None and finetuned is not None:
         result.update(gap_fields(gap_recovered(scores(base, k), scores(finetuned, k), scores(graded, k), seed=seed)))
+        lenient = (scores(arm, k, lenient=True) for arm in (base, finetuned, graded))
+        share = gap_recovered(*lenient, seed=seed).share
+        result["lenient_gap_recovered"] = None if share is None else percent(share)
     return {**result, "examples": examples(graded, k)}
 
 
 def gap_fields(gap: GapRecovered) -> dict[str, Any]:
     """Gap recovered as the results file has it, in percent; null where there is no gap to recover."""
     return {
-        "gap_recovered": None if gap.share is None else _percent(gap.share),
+        "gap_recovered": None if gap.share is None else percent(gap.share),
         "gap_recovered_ci95": None if gap.interval is None else _percents(gap.interval),
         **({"gap_note": gap.note} if gap.note else {}),
     }
@@ -121,9 +126,10 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _percent(fraction: float) -> float:
+def percent(fraction: float) -> float:
+    """A fraction in percent, rounded to four places."""
     return round(100 * fraction, 4)
 
 
 def _percents(interval: Interval) -> list[float]:
-    return [_percent(interval.low), _percent(interval.high)]
+    return [percent(interval.low), percent(interval.high)]

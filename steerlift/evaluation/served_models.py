@@ -102,7 +102,7 @@ class ServedModels:
 
     def _lend(self, server: Server, name: str) -> None:
         """Sees to it that a server has the weights of `name`, whatever an evaluation or a training before has left."""
-        if _has(server, name):
+        if has_weights(server, name):
             return
         folder = find_folder(server.url)
         if folder is None:
@@ -121,8 +121,8 @@ class ServedModels:
             shutil.rmtree(scratch)
 
 
-def _has(server: Server, name: str) -> bool:
-    """Whether a server has the weights of `name` already."""
+def has_weights(server: Server, name: str) -> bool:
+    """Whether a server has the weights of the model `name` now."""
     version = weight_version(server)
     if version != _FIRST_WEIGHTS:
         return version == identity(name)

@@ -10,6 +10,7 @@ from steerlift.extraction.activations import MeanActivations, TokenSequence, mea
 from steerlift.extraction.config import ExtractConfig
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import encode_prompt, few_shot_note
+from steerlift.problems.separation import SEEN, fingerprints
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
 from steerlift.records.runs import Journal, check_writable, completions_path, write_json
@@ -17,6 +18,7 @@ from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
 from steerlift.sampling.sampler import SamplingOptions
+from steerlift.steering.apply import steer
 from steerlift.steering.models import (
     Model,
     architecture,
@@ -54,10 +56,11 @@ def extract(config: ExtractConfig) -> Extraction:
     sequences, finetuned = _finetuned_means(config, problems, few_shot)
     base_model = _load(config, config.base_model_name)
     base = _means(config, base_model, sequences, "base")
-    vectors = mean_difference(
-        base, finetuned, _metadata(config, len(problems), base.count, architecture(text_config(base_model)))
-    )
-    vectors = vectors.increments() if config.method == "increments" else vectors
+    vectors = mean_difference(base, finetuned, _metadata(config, problems, base.count, architecture(text_config(base_model))))
+    if config.method != "mean_difference":
+        vectors = vectors.increments()
+    if config.method == "matched":
+        vectors = _matched(config, base_model, sequences, vectors, finetuned)
     layers = [
         {"layer": index, "norm": norm, "residual_norm": float(base.norm_L[index]), "ratio": norm / float(base.norm_L[index])}
         for index, norm in vectors.norms().items()
@@ -72,6 +75,26 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
     """mean(fine-tuned) - mean(base) per layer, subtracted in float64 and kept as float32."""
     difference_LH = finetuned.state_LH - base.state_LH
     return SteeringVectors({index: vector.float() for index, vector in enumerate(difference_LH)}, metadata)
+
+
+def _matched(
+    config: ExtractConfig,
+    base_model: Model,
+    sequences: list[TokenSequence],
+    vectors: SteeringVectors,
+    finetuned: MeanActivations,
+) -> SteeringVectors:
+    """The vectors under which the steered base's means are the fine-tuned model's at every layer at once.
+
+    A layer does not just carry on the shift that it is given: it turns and stretches it. So the increments leave a rest, of
+    which each round adds the increments again, as Newton's method would if the layers carried shifts unchanged.
+    """
+    for number in range(1, config.rounds + 1):
+        with steer(base_model, vectors, 1.0):
+            steered = _means(config, base_model, sequences, f"steered base, round {number} of {config.rounds}")
+        rest = mean_difference(steered, finetuned, {}).increments()
+        vectors = SteeringVectors({i: v + rest.layers[i] for i, v in vectors.layers.items()}, vectors.metadata)
+    return SteeringVectors(vectors.layers, {**vectors.metadata, "method": "matched", "rounds": str(config.rounds)})
 
 
 def _finetuned_means(
@@ -110,7 +133,7 @@ def _means(config: ExtractConfig, model: Model, sequences: list[TokenSequence], 
         return mean_activations(model, sequences, config.tokens, config.include_first_position, bar.advance)
 
 
-def _metadata(config: ExtractConfig, problems: int, tokens: int, architecture_line: str) -> dict[str, str]:
+def _metadata(config: ExtractConfig, problems: Sequence[Problem], tokens: int, architecture_line: str) -> dict[str, str]:
     return {
         "base_model": config.base_model_name,
         "finetuned_model": config.finetuned_checkpoint,
@@ -118,10 +141,11 @@ def _metadata(config: ExtractConfig, problems: int, tokens: int, architecture_li
         "method": config.method,
         "tokens": config.tokens,
         "tokens_averaged": str(tokens),
-        "problems": f"{problems} of {config.problems}, train",
+        "problems": f"{len(problems)} of {config.problems}, train",
         "few_shot": str(config.few_shot),
         "seed": str(config.seed),
         "steerlift": package_version(),
+        SEEN: fingerprints(problems),
     }
 
 

@@ -20,6 +20,7 @@ def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
     arms = [("base", base), ("fine-tuned", results["finetuned_model"])]
     arms += [(_steered_name(weight, chosen), arm) for weight, arm in results["base_with_steering"].items()]
     arms += [(f"random vectors x {weight}", arm) for weight, arm in results.get("random_control", {}).items()]
+    arms += list(results.get("controls", {}).items())
     for name, arm in arms:
         table.add_row(
             name,

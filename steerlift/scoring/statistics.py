@@ -111,6 +111,41 @@ def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0, lev
     return difference, Interval(low, high, "Newcombe over problems", f"Newcombe interval, unpaired: {reason}")
 
 
+def paired_p_value(a: Sequence[float], b: Sequence[float], seed: int = 0) -> float:
+    """The two-sided p-value of no difference between two arms on the same problems: signs of the differences flipped at random.
+
+    The permutation test of Fisher 1935 on the mean difference; all sign patterns where there are few, else RESAMPLES of them.
+    Raises InputError as paired_difference does.
+    """
+    # Imported here: scipy.stats costs more than a second that `--help` should not pay.
+    from scipy import stats
+
+    first, second = _checked(a, "scores of the first arm"), _checked(b, "scores of the second arm")
+    _check_same_problems({"the first arm": first, "the second arm": second})
+    differences = first - second
+    if np.abs(differences).max() < _ROUNDING:
+        return 1.0
+    result: Any = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=max(1, _INDICES_AT_ONCE // len(differences)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests made so that the chance of any false alarm among them is what each says (Holm 1979)."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def gap_recovered(
     base: Sequence[float], finetuned: Sequence[float], steered: Sequence[float], seed: int = 0, level: float = 0.95
 ) -> GapRecovered:

@@ -23,12 +23,18 @@ def layer_hooks(layers: Mapping[int, nn.Module], transforms: Mapping[int, Transf
     """
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
-        for index, transform in transforms.items():
-            handles.append(layers[index].register_forward_hook(_as_hook(transform)))
+        handles = add_layer_hooks(layers, transforms)
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def add_layer_hooks(
+    layers: Mapping[int, nn.Module], transforms: Mapping[int, Transform]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """The same for good: the hooks stay until their handles remove them."""
+    return [layers[index].register_forward_hook(_as_hook(transform)) for index, transform in transforms.items()]
 
 
 def _as_hook(transform: Transform) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:

@@ -1,4 +1,7 @@
-"""Checkpoints: ordinary Hugging Face folders, complete or absent, and beside the last one what training goes on from."""
+"""Checkpoints, complete or absent: ordinary Hugging Face folders, or of learned vectors a folder with their file alone.
+
+Beside the last one stands what training goes on from.
+"""
 
 import re
 import shutil
@@ -13,10 +16,12 @@ from torch import Tensor
 from steerlift.records.errors import CheckpointError
 from steerlift.records.runs import replacing_folder
 from steerlift.steering.models import Model, Tokenizer, hide_bars
+from steerlift.steering.trainable import trainable_vectors
 from steerlift.training.lora import merged
 
 _STATE = "training_state.safetensors"
 _ADAPTER = "adapter"
+_VECTORS = "vectors.safetensors"
 _PREFIX = "checkpoint_step_"
 
 
@@ -30,20 +35,25 @@ def save_checkpoint(
     """Saves model and tokenizer under a temporary name and renames the folder. Returns `folder`.
 
     `weights` are the model's own by default. Of a model with adapters the merged weights are saved, and the adapters alone
-    in the folder `adapter`. `training_state` is what `load_training_state` gives back.
+    in the folder `adapter`; of one with trainable vectors only these. `training_state` is what `load_training_state` gives
+    back.
 
     Raises CheckpointError when it cannot be written; nothing is then left behind.
     """
     hide_bars()
     with _writing(folder), replacing_folder(folder) as temporary:
-        if hasattr(model, "peft_config"):
+        vectors = trainable_vectors(model)
+        if vectors is not None:
+            vectors.vectors().save(temporary / _VECTORS)
+        elif hasattr(model, "peft_config"):
             weights = model.state_dict() if weights is None else weights
             model.save_pretrained(temporary / _ADAPTER, state_dict=weights)
             tokenizer.save_pretrained(temporary / _ADAPTER)
             model.get_base_model().save_pretrained(temporary, state_dict=merged(model, weights))
+            tokenizer.save_pretrained(temporary)
         else:
             model.save_pretrained(temporary, state_dict=weights)
-        tokenizer.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
         if training_state is not None:
             save_file({name: tensor.contiguous() for name, tensor in training_state.items()}, temporary / _STATE)
     return folder
@@ -57,6 +67,11 @@ def checkpoint_path(output_dir: Path, step: int) -> Path:
 def adapter_path(checkpoint: Path) -> Path:
     """Where a checkpoint keeps its adapters."""
     return checkpoint / _ADAPTER
+
+
+def vectors_path(checkpoint: Path) -> Path:
+    """Where a checkpoint keeps its learned vectors."""
+    return checkpoint / _VECTORS
 
 
 def saved_steps(output_dir: Path) -> list[int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from steerlift.records.checks import check_number, check_pass_at_k
 from steerlift.records.errors import InputError
@@ -47,7 +47,9 @@ class TrainConfig:
     train_size: int = 12000
     """Training problems to draw from; fewer if there are fewer."""
     eval_size: int = 20
-    """Problems of the evaluations during training (test split)."""
+    """Problems of the evaluations during training."""
+    eval_split: Literal["test", "dev"] = "test"
+    """Which problems these are; take dev where you will choose a checkpoint by them."""
     few_shot: int = 0
     """Worked training problems shown before each problem. Give every later command the same number."""
     seed: int = 7111994
@@ -159,6 +161,8 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     batch_rows: int | None = None
     """Completions sampled at a time; default: as many as fit in memory."""
+
+    subject: ClassVar[str] = "the weights of"
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

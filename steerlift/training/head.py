@@ -76,6 +76,17 @@ def chunked_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, temperatu
     return torch.cat(logprobs)
 
 
+def chunked_kl(
+    hidden_NH: Tensor, head: Head, teacher_NH: Tensor, teacher_head: Head, temperature: float, weights_N: Tensor
+) -> Tensor:
+    """The weighted sum over tokens of KL(teacher || policy) in nats over the whole vocabulary, both at `temperature`.
+
+    Differentiable with respect to `hidden_NH` alone: it is for policies whose head stays as it is.
+    """
+    kl: Tensor = _ChunkedKl.apply(hidden_NH, head, teacher_NH, teacher_head, temperature, weights_N)  # type: ignore[no-untyped-call]
+    return kl
+
+
 def chunk_tokens(vocabulary: int, device: str = "cpu") -> int:
     """Tokens of a chunk: enough for efficient matrix products, few enough for little memory."""
     return max(64, _CHUNK_BYTES.get(device, _CHUNK_BYTES_ELSEWHERE) // (4 * vocabulary))
@@ -113,9 +124,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 losses.append(loss)
                 logprobs.append(logprobs_C)
                 entropies.append(entropies_C)
-                if head.softcap is not None:  # d cap * tanh(x / cap) / dx = 1 - tanh^2
-                    grad_CV.mul_(1 - (scaled_CV * (temperature / head.softcap)) ** 2)
-                gradients.add(chunk, grad_CV.mul_(head.scale / temperature), hidden_CH, weight)
+                gradients.add(chunk, _through_head(grad_CV, scaled_CV, head, temperature), hidden_CH, weight)
         ctx.gradients = gradients
         logprobs_N, entropies_N = torch.cat(logprobs), torch.cat(entropies)
         ctx.mark_non_differentiable(logprobs_N, entropies_N)
@@ -128,6 +137,46 @@ class _ChunkedLoss(torch.autograd.Function):
         # In place: a second copy of the head's gradient would be the peak of the whole step.
         wanted = (gradients.hidden_NH, gradients.weight_VH, gradients.bias_V)
         return (*(None if gradient is None else gradient.mul_(grad_loss) for gradient in wanted), None, None, None, None)
+
+
+class _ChunkedKl(torch.autograd.Function):
+    """The same way for a KL; the head itself gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context takes any attribute
+        hidden_NH: Tensor,
+        head: Head,
+        teacher_NH: Tensor,
+        teacher_head: Head,
+        temperature: float,
+        weights_N: Tensor,
+    ) -> Tensor:
+        device = hidden_NH.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+        gradient_NH = torch.empty_like(hidden_NH)
+        losses = []
+        with torch.autocast(device, enabled=False):
+            weight, teacher_weight = head.weight_VH.to(dtype), teacher_head.weight_VH.to(dtype)
+            size = chunk_tokens(len(weight), device)
+            for start in range(0, len(hidden_NH), size):
+                chunk = slice(start, start + size)
+                scaled_CV = _logits(hidden_NH[chunk].to(dtype), weight, head).div_(temperature)
+                logprobs_CV = scaled_CV.log_softmax(-1)
+                wanted_CV = _logits(teacher_NH[chunk].to(dtype), teacher_weight, teacher_head).div_(temperature).log_softmax(-1)
+                shares_CV = wanted_CV.exp()
+                losses.append((shares_CV * (wanted_CV - logprobs_CV)).sum(-1) @ weights_N[chunk])
+                # d KL / d scaled logit = softmax - the teacher's softmax
+                grad_CV = logprobs_CV.exp_().sub_(shares_CV).mul_(weights_N[chunk, None])
+                grad_CV = _through_head(grad_CV, scaled_CV, head, temperature)
+                gradient_NH[chunk] = (grad_CV.to(dtype) @ weight).to(hidden_NH.dtype)
+        ctx.gradient_NH = gradient_NH
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - see forward
+        return ctx.gradient_NH.mul_(grad_loss), None, None, None, None, None
 
 
 @dataclass
@@ -164,6 +213,13 @@ def _logits(hidden_CH: Tensor, weight_VH: Tensor, head: Head) -> Tensor:
     if head.softcap is not None:
         logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
     return logits_CV
+
+
+def _through_head(grad_CV: Tensor, scaled_CV: Tensor, head: Head, temperature: float) -> Tensor:
+    """In place: from the gradient with respect to the scaled logits to that with respect to hidden @ weight.T + bias."""
+    if head.softcap is not None:  # d cap * tanh(x / cap) / dx = 1 - tanh^2
+        grad_CV.mul_(1 - (scaled_CV * (temperature / head.softcap)) ** 2)
+    return grad_CV.mul_(head.scale / temperature)
 
 
 def _loss_of_chunk(

@@ -41,11 +41,13 @@ _MAY_CHANGE = (
     "vllm_port",
     "vllm_patience",
 )
+COMPLETIONS_TO_LEARN_FROM = "finetuned_completions.jsonl"
 # Only what a run writes: the folder may be the user's own. config.json is last to go: it tells what the others are.
 _FILES = (
     "metrics.jsonl",
     "completions.jsonl",
     "eval_completions.jsonl",
+    COMPLETIONS_TO_LEARN_FROM,
     "resumed.jsonl",
     "run_log.json",
     "eval_summary.json",

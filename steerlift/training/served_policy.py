@@ -64,16 +64,20 @@ class ServedPolicy:
 
         A server that is away gets them before it is next asked for samples: there training waits for it, or stops.
         """
-        model, weights = self.learner.model, self.learner.weights()
         self._syncs += 1
+        self._save()
         if self.learner.processes.main:
-            plain = merged(model, weights) if hasattr(model, "peft_config") else weights
-            save_weights(plain, self._copy)
             try:
                 self._give_weights(self.server)
             except (ServerError, InputError) as error:
                 say(f"{error}; it gets the new weights when it is back")
         self.learner.processes.wait()
+
+    def _save(self) -> None:
+        """Keeps what the server is to have."""
+        model, weights = self.learner.model, self.learner.weights()
+        if self.learner.processes.main:
+            save_weights(merged(model, weights) if hasattr(model, "peft_config") else weights, self._copy)
 
     def close(self) -> None:
         """Removes the copy of the weights and ends the connection."""

@@ -53,7 +53,9 @@ def teach(learner: Learner, examples: Callable[[int], Sequence[Example]], option
     loss = 0.0
     for step in range(options.steps):
         batch = examples(step)
-        gradients = learner.backward(_micro_batches(batch, options.micro_batch or len(batch), learner.processes), mean_surprise)
+        gradients = learner.backward(
+            example_batches(batch, options.micro_batch or len(batch), learner.processes), mean_surprise
+        )
         check_finite(gradients)
         learner.step(_rate_factor(step, options))
         loss = gradients.loss
@@ -71,7 +73,7 @@ def mean_surprise(model: Model, batch: MicroBatch) -> TokenResults:
     return TokenResults(*chunked_loss(batch.hidden(decoder_body(model)), head_of(model), batch.targets_N, 1.0, chunk_loss))
 
 
-def _micro_batches(examples: Sequence[Example], rows: int, processes: Processes) -> list[MicroBatch]:
+def example_batches(examples: Sequence[Example], rows: int, processes: Processes) -> list[MicroBatch]:
     """This process's share; one that has fewer examples than others repeats its last with weight 0."""
     tokens = sum(len(completion) for _, completion in examples)
     mine = processes.share(examples)

@@ -1,8 +1,10 @@
 """`steerlift train`: loads what a run needs, warms up if asked, and hands over to the trainer."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -32,6 +34,7 @@ from steerlift.training.checkpoints import (
     saved_steps,
 )
 from steerlift.training.config import TrainConfig
+from steerlift.training.grpo_trainer import GrpoTrainer
 from steerlift.training.learner import AdamOptions, Learner
 from steerlift.training.lora import add_adapters, import_peft
 from steerlift.training.policy_loss import liger_loss
@@ -45,10 +48,46 @@ from steerlift.training.trainer import Trainer, naming_divergence, naming_memory
 from steerlift.training.warmup import warm_up, worked_solutions
 
 
+class Load(Protocol):
+    """Loads the model with what is trained in it wanting gradients, as the checkpoint of step `done` has it."""
+
+    def __call__(self, processes: Processes, precision: Precision, attention: str, done: int | None) -> Model:
+        """The model, on this process's device."""
+
+
+class MakeSampler(Protocol):
+    """Says where the policy is sampled."""
+
+    def __call__(
+        self, learner: Learner, tokenizer: Tokenizer, few_shot: Sequence[Problem]
+    ) -> AbstractContextManager[PolicySampler]:
+        """A sampler of the learner's model, given back when the block is left."""
+
+
+class MakeTrainer(Protocol):
+    """Says what a step is."""
+
+    def __call__(
+        self, learner: Learner, tokenizer: Tokenizer, policy: PolicySampler, log: RunLog | None, reference: Reference | None
+    ) -> Trainer:
+        """The loop to run."""
+
+
 def train(config: TrainConfig) -> Path:
+    """Trains a model's weights, or adapters to them, as configured. Returns the last checkpoint."""
+    rewards = [(name, load_reward(name)) for name in config.rewards]
+
+    def trainer(
+        learner: Learner, tokenizer: Tokenizer, policy: PolicySampler, log: RunLog | None, reference: Reference | None
+    ) -> Trainer:
+        return GrpoTrainer(config, learner, tokenizer, policy, rewards, log, reference)
+
+    return run(config, partial(_load_policy, config), partial(_policy_sampler, config), trainer)
+
+
+def run(config: TrainConfig, load: Load, make_sampler: MakeSampler, make_trainer: MakeTrainer) -> Path:
     """Trains, evaluates and saves as configured; every process that takes part calls it. Returns the last checkpoint."""
     check_extras(config)
-    rewards = [(name, load_reward(name)) for name in config.rewards]
     device = choose_device(config.device)
     precision = choose_precision(config.dtype, device)
     processes = Processes(device, precision)
@@ -62,23 +101,21 @@ def train(config: TrainConfig) -> Path:
     done = _step_to_resume(config)
 
     tokenizer = load_tokenizer(config.model_name)
-    few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
-    drawn = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir, held_out=few_shot)
-    problems = _fitting(drawn, tokenizer, few_shot, config)
-    held_out = load_problems(config.problems, "test", config.eval_size, config.seed, config.data_dir)
+    few_shot, problems = training_problems(config, tokenizer)
+    held_out = load_problems(config.problems, config.eval_split, config.eval_size, config.seed, config.data_dir)
     attention = choose_attention(config.attention, processes.device)
     warming = bool(config.sft_steps) and done is None
     solutions = worked_solutions(tokenizer, problems, few_shot, config) if warming else []
-    model = _load_policy(config, processes, precision, attention, done)
-    say(f"training {config.model_name} ({precision}, {attention} attention, {processes})")
+    model = load(processes, precision, attention, done)
+    say(f"training {config.subject} {config.model_name} ({precision}, {attention} attention, {processes})")
     say(f"on {len(problems)} problems of {config.problems}{few_shot_note(few_shot)}")
-    say(f"evaluating on {len(held_out)} test problems; writing to {config.output_dir}")
+    say(f"evaluating on {len(held_out)} {config.eval_split} problems; writing to {config.output_dir}")
     if done is not None:
         say(f"resuming after step {done} of {config.num_train_iters}")
 
     learner = Learner(model, _adam(config), processes, precision)
     # The sampler first: a server that serves another model leaves no run behind.
-    with _policy_sampler(config, learner, tokenizer, few_shot) as policy:
+    with make_sampler(learner, tokenizer, few_shot) as policy:
         log = RunLog(config, str(processes), done) if processes.main else None
         if done is not None:
             learner.load_optimizer_state(load_training_state(config.output_dir, done))
@@ -88,13 +125,20 @@ def train(config: TrainConfig) -> Path:
             learner.restart(_adam(config))
             _save_start(config, learner, tokenizer)
         reference = _reference(config, learner, precision, attention) if config.beta else None
-        trainer = Trainer(config, learner, tokenizer, policy, rewards, log, reference)
+        trainer = make_trainer(learner, tokenizer, policy, log, reference)
         with progress("training", config.num_train_iters, done or 0) as bar:
             trainer.run(problems, held_out, done or 0, bar)
         if log is not None:
             log.close()
     processes.end()
     return checkpoint_path(config.output_dir, config.num_train_iters)
+
+
+def training_problems(config: TrainConfig, tokenizer: Tokenizer) -> tuple[list[Problem], list[Problem]]:
+    """The worked examples, and the problems to train on, whose prompts are short enough."""
+    few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
+    drawn = load_problems(config.problems, "train", config.train_size, config.seed, config.data_dir, held_out=few_shot)
+    return few_shot, _fitting(drawn, tokenizer, few_shot, config)
 
 
 def check_extras(config: TrainConfig) -> None:

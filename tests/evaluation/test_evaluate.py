@@ -12,7 +12,7 @@ from small_pipeline import saved, tokenizer, trained, untrained
 from steerlift.evaluation import samplers as samplers_module
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.evaluate import evaluate
-from steerlift.evaluation.results import arm_result
+from steerlift.evaluation.results import arm_result, scores
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import render_prompt
 from steerlift.records.errors import InputError, MissingInputError
@@ -21,6 +21,7 @@ from steerlift.report.tables import print_results
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, rollouts
 from steerlift.sampling.sampler import SamplingOptions
+from steerlift.scoring.statistics import paired_p_value
 from steerlift.steering.vectors import SteeringVectors
 
 
@@ -29,6 +30,7 @@ def test_results_have_the_originals_shape_and_can_be_plotted(config):
     assert json.loads(config.output_path.read_text()) == json.loads(json.dumps(results))
     assert set(results) == {
         "base_model", "finetuned_model", "base_with_steering", "settings", "vectors", "completions_file", "provenance",
+        "groups", "separation",
     }  # fmt: skip
     assert list(results["base_with_steering"]) == ["0.5", "1.0"]
     for arm in (results["base_model"], results["finetuned_model"], *results["base_with_steering"].values()):
@@ -45,7 +47,7 @@ def test_results_have_the_originals_shape_and_can_be_plotted(config):
 def test_settings_can_be_run_again(config):
     settings = evaluate(config)["settings"]
     paths = {name: Path(settings[name]) for name in ("output_path", "steering_vectors_path")}
-    again = EvaluateConfig(**{**settings, **paths, "weights": tuple(settings["weights"])})
+    again = EvaluateConfig(**{**settings, **paths, "weights": tuple(settings["weights"]), "other_vectors": ()})
     assert again == config
 
 
@@ -56,7 +58,11 @@ def test_every_number_comes_from_the_completions_file(config):
     assert results["finetuned_model"] == arm_result(finetuned, (1,), config.seed, base)
     for weight in (0.5, 1.0):
         steered = graded(config.output_path, "test", f"steered:{weight}")
-        assert results["base_with_steering"][str(weight)] == arm_result(steered, (1,), config.seed, base, finetuned)
+        arm = dict(results["base_with_steering"][str(weight)])
+        alone = arm.pop("difference_p")
+        assert alone == paired_p_value(scores(steered, 1), scores(base, 1), config.seed)
+        assert arm.pop("difference_p_holm") in (alone, min(1.0, 2 * alone))
+        assert arm == arm_result(steered, (1,), config.seed, base, finetuned)
 
 
 def test_the_completions_are_those_of_each_model_at_each_weight(config):

@@ -1,0 +1,33 @@
+"""Which problems something was chosen on, written beside it, so that nobody reports on the same ones by mistake."""
+
+from collections.abc import Iterable, Mapping
+
+from steerlift.problems.splits import digest, near_key
+from steerlift.records.errors import InputError
+from steerlift.records.types import Problem
+
+SEEN = "seen_problems"
+"""The metadata key under which vectors carry the fingerprints of the problems they were trained, extracted or chosen on."""
+
+_HEX = 10
+
+
+def fingerprints(problems: Iterable[Problem]) -> str:
+    """One short hash per problem, sorted, as one line; near copies of a problem have the same."""
+    return " ".join(sorted({digest(near_key(problem.problem))[:_HEX] for problem in problems}))
+
+
+def together(*lines: str) -> str:
+    """The fingerprints of all the lines."""
+    return " ".join(sorted({mark for line in lines for mark in line.split()}))
+
+
+def check_unseen(metadata: Mapping[str, str], problems: Iterable[Problem], what: str) -> None:
+    """Raises InputError when `what`, whose metadata these are, was made or chosen on one of the problems to report on."""
+    seen = set(metadata.get(SEEN, "").split())
+    known = [problem for problem in problems if fingerprints([problem]) in seen]
+    if known:
+        raise InputError(
+            f"{what}: {len(known)} of the problems to report on were used to make or choose it ({known[0].problem[:60]!r}); "
+            "report on problems it has not seen (another --split)"
+        )

@@ -1,0 +1,173 @@
+"""`steerlift learn`: steering vectors by gradient descent, with the trainer that trains weights."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from steerlift.extraction.activations import TokenSequence, mean_activations
+from steerlift.problems.prompt import encode_prompt
+from steerlift.problems.separation import SEEN, fingerprints, together
+from steerlift.records.errors import InputError
+from steerlift.records.provenance import package_version
+from steerlift.records.runs import Journal, replacing
+from steerlift.records.types import Problem
+from steerlift.sampling.server import Patience
+from steerlift.scoring.plugins import load_reward
+from steerlift.steering.apply import check_fit
+from steerlift.steering.layer_ranges import parse_layers
+from steerlift.steering.models import (
+    Model,
+    Tokenizer,
+    architecture,
+    check_same_architecture,
+    hidden_size,
+    load_config,
+    load_model,
+    load_tokenizer,
+    text_config,
+)
+from steerlift.steering.precision import Precision
+from steerlift.steering.trainable import TrainableVectors, scale_of, trainable_vectors
+from steerlift.steering.vectors import SteeringVectors
+from steerlift.training.checkpoints import checkpoint_path, vectors_path
+from steerlift.training.distill import DistillTrainer, finetuned_examples
+from steerlift.training.grpo_trainer import GrpoTrainer
+from steerlift.training.learn_config import LearnConfig
+from steerlift.training.learner import Learner
+from steerlift.training.policy_sampling import LocalPolicy, PolicySampler
+from steerlift.training.processes import Processes
+from steerlift.training.reference import Reference
+from steerlift.training.run_log import COMPLETIONS_TO_LEARN_FROM, RunLog
+from steerlift.training.schedule import problems_of_step
+from steerlift.training.served_vectors import ServedVectors
+from steerlift.training.train import run, training_problems
+from steerlift.training.trainer import Trainer
+
+# Prompts whose activations tell how large each layer's states are.
+_SCALE_PROMPTS = 64
+
+
+def learn(config: LearnConfig) -> SteeringVectors:
+    """Learns vectors as configured and writes them to vectors.safetensors in the output folder. Returns them."""
+    if config.finetuned_checkpoint is not None:
+        check_same_architecture(config.model_name, config.finetuned_checkpoint)
+    learning = _Learning(config)
+    checkpoint = run(config, learning.load, learning.sampler, learning.trainer)
+    with replacing(learned_path(config.output_dir)) as temporary:
+        shutil.copyfile(vectors_path(checkpoint), temporary)
+    return SteeringVectors.load(learned_path(config.output_dir))
+
+
+def learned_path(output_dir: Path) -> Path:
+    """Where a run leaves its vectors."""
+    return output_dir / "vectors.safetensors"
+
+
+class _Learning:
+    """The parts of training that are other than where weights are trained."""
+
+    def __init__(self, config: LearnConfig) -> None:
+        self.config = config
+        self.rewards = [(name, load_reward(name)) for name in config.rewards]
+        self.layers = parse_layers(config.layers, load_config(config.model_name).num_hidden_layers, "--layers")
+        self.start = None if config.start_vectors is None else SteeringVectors.load(config.start_vectors)
+        if self.start is not None:
+            check_fit(load_config(config.model_name), self.start, config.model_name)
+
+    @cached_property
+    def problems(self) -> tuple[list[Problem], list[Problem]]:
+        """The worked examples and the problems to learn from."""
+        return training_problems(self.config, load_tokenizer(self.config.model_name))
+
+    def load(self, processes: Processes, precision: Precision, attention: str, done: int | None) -> Model:
+        """The base model with its vectors, as they began or as the checkpoint has them."""
+        if processes.sharded:
+            raise InputError("steerlift learn shards nothing, its vectors are small; start it without FSDP")
+        model = load_model(self.config.model_name, processes.device, precision.weights, attention)
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        saved = None if done is None else SteeringVectors.load(vectors_path(checkpoint_path(self.config.output_dir, done)))
+        vectors = self._first_vectors(model) if saved is None else TrainableVectors.resumed(saved)
+        vectors.attach(model)
+        return model
+
+    @contextmanager
+    def sampler(self, learner: Learner, tokenizer: Tokenizer, few_shot: Sequence[Problem]) -> Iterator[PolicySampler]:
+        """The base steered by the vectors, here or on a server."""
+        config = self.config
+        vectors = trainable_vectors(learner.model)
+        if not config.use_vllm or vectors is None:
+            yield LocalPolicy(learner, tokenizer, few_shot, config.batch_rows)
+            return
+        patience = Patience(server=config.vllm_patience)
+        served = ServedVectors(learner, vectors, config.model_name, tokenizer, config.vllm_port, few_shot, patience)
+        try:
+            yield served
+        finally:
+            served.close()
+
+    def trainer(
+        self, learner: Learner, tokenizer: Tokenizer, policy: PolicySampler, log: RunLog | None, reference: Reference | None
+    ) -> Trainer:
+        """The loop of the objective."""
+        config = self.config
+        if config.finetuned_checkpoint is None:
+            return GrpoTrainer(config, learner, tokenizer, policy, self.rewards, log, reference)
+        attention = learner.model.config._attn_implementation
+        finetuned = load_model(config.finetuned_checkpoint, learner.processes.device, learner.precision.weights, attention)
+        finetuned.requires_grad_(False)
+        few_shot, problems = self.problems
+        steps = range(1, config.num_train_iters + 1)
+        needed = [
+            p for step in steps for p in problems_of_step(problems, step, config.gradient_accumulation_steps, config.seed)
+        ]
+        journal = Journal(config.output_dir / COMPLETIONS_TO_LEARN_FROM)
+        if log is None:  # the process that writes has sampled them all
+            learner.processes.wait()
+        with torch.no_grad(), learner.precision.context(learner.processes.device):
+            examples = finetuned_examples(finetuned, tokenizer, needed, few_shot, config.finetuned_completions, config, journal)
+        if log is not None:
+            learner.processes.wait()
+        return DistillTrainer(config, learner, tokenizer, policy, log, finetuned, examples)
+
+    def _first_vectors(self, model: Model) -> TrainableVectors:
+        size = hidden_size(model)
+        start = {layer: torch.zeros(size) for layer in self.layers}
+        if self.start is not None:
+            given = {layer: vector for layer, vector in self.start.layers.items() if layer in start}
+            if not given:
+                raise InputError(f"--start_vectors {self.config.start_vectors}: none of their layers is in --layers")
+            start |= {layer: self.config.start_weight * vector for layer, vector in given.items()}
+        return TrainableVectors(start, self._scales(model), self._metadata(model))
+
+    def _scales(self, model: Model) -> dict[int, float]:
+        few_shot, problems = self.problems
+        tokenizer = load_tokenizer(self.config.model_name)
+        prompts = [encode_prompt(tokenizer, p.problem, few_shot=few_shot) for p in problems[:_SCALE_PROMPTS]]
+        norms = mean_activations(model, [TokenSequence(tuple(ids), len(ids)) for ids in prompts], "prompt").norm_L
+        return {layer: scale_of(float(norms[layer]), hidden_size(model)) for layer in self.layers}
+
+    def _metadata(self, model: Model) -> dict[str, str]:
+        config, problems = self.config, self.problems[1]
+        before = {} if self.start is None else dict(self.start.metadata)
+        start = "" if self.start is None else f", from {before.get('method', 'vectors')} x {config.start_weight:g}"
+        return {
+            "base_model": config.model_name,
+            "finetuned_model": config.finetuned_checkpoint or "",
+            "architecture": architecture(text_config(model)),
+            "method": f"learned by {config.objective}{start}",
+            "tokens": "all",
+            "problems": f"{len(problems)} of {config.problems}, train",
+            "few_shot": str(config.few_shot),
+            "seed": str(config.seed),
+            "steerlift": package_version(),
+            SEEN: together(fingerprints(problems), before.get(SEEN, "")),
+        }
+
+
+def _distinct(problems: Sequence[Problem]) -> list[Problem]:
+    return list({problem.problem: problem for problem in problems}.values())
