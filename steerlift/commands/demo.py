@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from steerlift.report.plots import plot
 from steerlift.report.tables import print_lines, print_paths, print_results, print_stages
 from steerlift.training.config import TrainConfig
 from steerlift.training.embedded import EmbeddedRecipe, embedded_base
+from steerlift.training.learn import learn, learned_path
+from steerlift.training.learn_config import LearnConfig
 from steerlift.training.train import train
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -45,14 +48,20 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         finetuned = _copy(train(_train_config(config, base)), folder / "finetuned")
     with stages.timed("extract vectors"):
         vectors = extract(_extract_config(config, base, finetuned))
+    with stages.timed("learn vectors"):
+        learned = learned_path(_learn_config(config, base, finetuned).output_dir)
+        learn(_learn_config(config, base, finetuned))
     with stages.timed("evaluate on dev and test"):
         evaluation = _evaluate_config(config, base, finetuned)
         results = evaluate(evaluation)
+        learned_evaluation = _learned_evaluation(evaluation, learned)
+        learned_results = evaluate(learned_evaluation)
     with stages.timed("draw the figure"):
         figure = plot(PlotConfig(evaluation.output_path, folder / "figure.png"))
-    summary = summarize_demo(results, vectors.vectors.metadata, config.seed, stages.total())
+    learned_arm = learned_results["base_with_steering"]["1.0"]
+    summary = summarize_demo(results, learned_arm, vectors.vectors.metadata, config.seed, stages.total())
     write_json(folder / "summary.json", summary)
-    print_results(results, [])
+    print_results(results, [], {"base + learned vectors": learned_arm})
     print_stages(stages.seconds)
     print_lines(_example(results))
     print_lines([_CLOSING, ""])
@@ -61,8 +70,10 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             folder / "base",
             folder / "finetuned",
             evaluation.steering_vectors_path,
+            learned,
             evaluation.output_path,
             completions_path(evaluation.output_path),
+            learned_evaluation.output_path,
             figure,
             folder / "summary.json",
         ]
@@ -70,8 +81,14 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     return summary
 
 
-def summarize_demo(results: dict[str, Any], metadata: Any, seed: int, seconds: float) -> dict[str, Any]:  # noqa: ANN401
-    """summary.json: the scores of the weight chosen on development problems, in percent."""
+def summarize_demo(
+    results: dict[str, Any],
+    learned: dict[str, Any],
+    metadata: Any,  # noqa: ANN401 - a mapping of strings
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """summary.json: the scores of the weight chosen on development problems and of the learned vectors, in percent."""
     weight = results["chosen"]["weight"]
     steered = results["base_with_steering"][weight]
 
@@ -88,6 +105,12 @@ def summarize_demo(results: dict[str, Any], metadata: Any, seed: int, seconds: f
             **score(steered),
         },
         "random_control": {"weight": float(weight), **score(results["random_control"][weight])},
+        "learned": {
+            "weight": 1.0,
+            **score(learned),
+            "gap_recovered": learned["gap_recovered"],
+            "gap_recovered_ci95": learned["gap_recovered_ci95"],
+        },
         "gap_recovered": steered["gap_recovered"],
         "gap_recovered_ci95": steered["gap_recovered_ci95"],
         "seed": seed,
@@ -129,6 +152,41 @@ def _extract_config(config: DemoConfig, base: Path, finetuned: Path) -> ExtractC
         train_size=1000,
         max_completion_length=48,
         seed=config.seed,
+    )
+
+
+def _learn_config(config: DemoConfig, base: Path, finetuned: Path) -> LearnConfig:
+    return LearnConfig(
+        model_name=str(base),
+        finetuned_checkpoint=str(finetuned),
+        output_dir=config.output_dir / "learn",
+        problems="embedded",
+        seed=config.seed,
+        eval_size=100,
+        num_completions_eval=2,
+        num_train_iters=150,
+        eval_every=150,
+        save_every=150,
+        gradient_accumulation_steps=16,
+        micro_batch_size=32,
+        temperature=1.0,
+        max_completion_length=48,
+        learning_rate=0.1,
+        warmup_percent=0.05,
+        final_lr_percent=0.0,
+        overwrite=True,
+    )
+
+
+def _learned_evaluation(evaluation: EvaluateConfig, learned: Path) -> EvaluateConfig:
+    """The same test problems; learned vectors are made to be added at weight 1, so there is nothing to choose."""
+    return replace(
+        evaluation,
+        steering_vectors_path=learned,
+        output_path=evaluation.output_path.with_name("learned_results.json"),
+        weights=(1.0,),
+        dev_size=0,
+        random_control=False,
     )
 
 

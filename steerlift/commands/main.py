@@ -15,12 +15,17 @@ from steerlift.commands.cores import share_cores
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.commands.launch import start_asked_processes
 from steerlift.evaluation.config import EvaluateConfig
+from steerlift.evaluation.search_config import SearchConfig
+from steerlift.exports.config import ExportConfig
 from steerlift.extraction.config import ExtractConfig
+from steerlift.extraction.inspect_config import InspectConfig
 from steerlift.records.errors import SteerliftError
 from steerlift.records.progress import is_main_process, say
 from steerlift.report.config import PlotConfig
+from steerlift.report.report_config import ReportConfig
 from steerlift.serving.config import ServeConfig
 from steerlift.training.config import TrainConfig
+from steerlift.training.learn_config import LearnConfig
 
 
 def _demo(config: DemoConfig) -> None:
@@ -38,12 +43,28 @@ def _train(config: TrainConfig) -> None:
         print_training(config.output_dir, checkpoint)
 
 
+def _learn(config: LearnConfig) -> None:
+    from steerlift.report.tables import print_training
+    from steerlift.training.learn import learn, learned_path
+
+    learn(config)
+    if is_main_process():
+        print_training(config.output_dir, learned_path(config.output_dir))
+
+
 def _extract(config: ExtractConfig) -> None:
     from steerlift.extraction.extract import extract
     from steerlift.report.tables import print_layers
 
     extraction = extract(config)
     print_layers(extraction.layers, [config.output_path, extraction.info_path])
+
+
+def _inspect(config: InspectConfig) -> None:
+    from steerlift.extraction.inspect import inspect
+    from steerlift.report.anatomy_tables import print_inspection
+
+    print_inspection(inspect(config), [config.json_path(), config.picture_path()])
 
 
 def _evaluate(config: EvaluateConfig) -> None:
@@ -55,10 +76,32 @@ def _evaluate(config: EvaluateConfig) -> None:
     print_results(results, [config.output_path, completions_path(config.output_path)])
 
 
+def _search(config: SearchConfig) -> None:
+    from steerlift.commands.search import run_search
+
+    run_search(config)
+
+
 def _plot(config: PlotConfig) -> None:
     from steerlift.report.plots import plot
 
     print(plot(config))
+
+
+def _report(config: ReportConfig) -> None:
+    from steerlift.report.page import write_page
+    from steerlift.report.tables import print_paths
+
+    print_paths([write_page(config, {verb: config_type for verb, (config_type, _) in _VERBS.items()})])
+
+
+def _export(config: ExportConfig) -> None:
+    from steerlift.exports.export import export
+    from steerlift.report.tables import print_lines, print_paths
+
+    exported = export(config)
+    print_lines(exported.notes)
+    print_paths([exported.path])
 
 
 def _serve(config: ServeConfig) -> None:
@@ -70,14 +113,19 @@ def _serve(config: ServeConfig) -> None:
 _VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainConfig, _train),
     "extract": (ExtractConfig, _extract),
+    "learn": (LearnConfig, _learn),
+    "inspect": (InspectConfig, _inspect),
     "evaluate": (EvaluateConfig, _evaluate),
+    "search": (SearchConfig, _search),
     "plot": (PlotConfig, _plot),
+    "report": (ReportConfig, _report),
+    "export": (ExportConfig, _export),
     "serve": (ServeConfig, _serve),
     "demo": (DemoConfig, _demo),
 }
 
 
-_COMPUTING = (_train, _extract, _evaluate, _demo)
+_COMPUTING = (_train, _learn, _extract, _inspect, _evaluate, _search, _export, _demo)
 
 
 def main() -> int:
@@ -119,8 +167,8 @@ def _parse(options: Any, arguments: Sequence[str], prog: str | None = None) -> A
 
 
 def _run(config: object) -> None:
-    run = next(run for config_type, run in _VERBS.values() if isinstance(config, config_type))
-    if run is _train:
+    run = next(run for config_type, run in _VERBS.values() if type(config) is config_type)
+    if run in (_train, _learn):
         start_asked_processes()
     if run in _COMPUTING:
         share_cores()

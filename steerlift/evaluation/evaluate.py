@@ -14,10 +14,11 @@ from steerlift.evaluation.samplers import LocalModels, Samplers
 from steerlift.evaluation.served_models import ServedModels
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import few_shot_note, worked_example
-from steerlift.problems.separation import SEEN, check_unseen
+from steerlift.problems.separation import check_unseen
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
 from steerlift.records.runs import check_writable, completions_path, write_json
+from steerlift.records.seen import SEEN
 from steerlift.records.types import Problem
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.apply import check_fit

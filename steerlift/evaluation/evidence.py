@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerlift.evaluation.results import Graded, percent, scores
-from steerlift.problems.separation import SEEN, fingerprints, together
+from steerlift.problems.separation import fingerprints
 from steerlift.records.errors import InputError
+from steerlift.records.seen import SEEN, together
 from steerlift.records.types import Problem
 from steerlift.scoring.statistics import holm, paired_p_value
 

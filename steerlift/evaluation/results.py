@@ -94,8 +94,8 @@ def arm_result(
         result["lenient_difference_from_base"] = percent(lenient_difference)
     if base is not None and finetuned is not None:
         result.update(gap_fields(gap_recovered(scores(base, k), scores(finetuned, k), scores(graded, k), seed=seed)))
-        lenient = (scores(arm, k, lenient=True) for arm in (base, finetuned, graded))
-        share = gap_recovered(*lenient, seed=seed).share
+        lenient_base, lenient_finetuned, lenient = (scores(arm, k, lenient=True) for arm in (base, finetuned, graded))
+        share = gap_recovered(lenient_base, lenient_finetuned, lenient, seed=seed).share
         result["lenient_gap_recovered"] = None if share is None else percent(share)
     return {**result, "examples": examples(graded, k)}
 

@@ -10,10 +10,11 @@ from steerlift.extraction.activations import MeanActivations, TokenSequence, mea
 from steerlift.extraction.config import ExtractConfig
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import encode_prompt, few_shot_note
-from steerlift.problems.separation import SEEN, fingerprints
+from steerlift.problems.separation import fingerprints
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
 from steerlift.records.runs import Journal, check_writable, completions_path, write_json
+from steerlift.records.seen import SEEN
 from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks

@@ -4,10 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from steerlift.problems.splits import digest, near_key
 from steerlift.records.errors import InputError
+from steerlift.records.seen import SEEN
 from steerlift.records.types import Problem
-
-SEEN = "seen_problems"
-"""The metadata key under which vectors carry the fingerprints of the problems they were trained, extracted or chosen on."""
 
 _HEX = 10
 
@@ -15,11 +13,6 @@ _HEX = 10
 def fingerprints(problems: Iterable[Problem]) -> str:
     """One short hash per problem, sorted, as one line; near copies of a problem have the same."""
     return " ".join(sorted({digest(near_key(problem.problem))[:_HEX] for problem in problems}))
-
-
-def together(*lines: str) -> str:
-    """The fingerprints of all the lines."""
-    return " ".join(sorted({mark for line in lines for mark in line.split()}))
 
 
 def check_unseen(metadata: Mapping[str, str], problems: Iterable[Problem], what: str) -> None:

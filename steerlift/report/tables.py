@@ -10,17 +10,23 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
-    """Every arm of an evaluation: score with interval, scores of further k, what of the gap it recovers, format and length."""
+def print_results(
+    results: Mapping[str, Any], paths: Sequence[Path], more: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Every arm of an evaluation: score with interval, scores of further k, what of the gap it recovers, format and length.
+
+    `more` are arms of other evaluations of the same problems, by name.
+    """
     base = results["base_model"]
     metric, *further = _metrics(base)
     heads = [_head(metric), "95 % interval", *map(_head, further), "gap recovered %"]
-    table = _table("arm", *heads, "lenient %", "format %", "length", "truncated %")
+    table = make_table("arm", *heads, "lenient %", "format %", "length", "truncated %")
     chosen = results.get("chosen", {}).get("weight")
     arms = [("base", base), ("fine-tuned", results["finetuned_model"])]
     arms += [(_steered_name(weight, chosen), arm) for weight, arm in results["base_with_steering"].items()]
     arms += [(f"random vectors x {weight}", arm) for weight, arm in results.get("random_control", {}).items()]
     arms += list(results.get("controls", {}).items())
+    arms += list((more or {}).items())
     for name, arm in arms:
         table.add_row(
             name,
@@ -33,7 +39,7 @@ def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
             f"{arm['mean_length']:.1f}",
             f"{arm['truncated_rate']:.1f}",
         )
-    _show(table)
+    show(table)
     notes = {f"{name}: {arm[key]}" for name, arm in arms for key in ("note", "gap_note") if key in arm}
     print_lines([f"{base['num_eval_problems']} problems x {base['completions_per_problem']} completions", *sorted(notes)])
     print_paths(paths)
@@ -41,10 +47,10 @@ def print_results(results: Mapping[str, Any], paths: Sequence[Path]) -> None:
 
 def print_layers(layers: Sequence[Mapping[str, float]], paths: Sequence[Path]) -> None:
     """Per decoder layer: the vector's norm, the residual stream's mean norm, and their ratio."""
-    table = _table("layer", "vector norm", "residual norm", "ratio")
+    table = make_table("layer", "vector norm", "residual norm", "ratio")
     for row in layers:
         table.add_row(f"{row['layer']}", f"{row['norm']:.3f}", f"{row['residual_norm']:.3f}", f"{row['ratio']:.3f}")
-    _show(table)
+    show(table)
     print_paths(paths)
 
 
@@ -52,7 +58,7 @@ def print_training(run: Path, checkpoint: Path) -> None:
     """The evaluations of a training run: the first k of pass@k with its interval, the others beside it."""
     evaluations: dict[str, dict[str, Any]] = json.loads((run / "eval_summary.json").read_text(encoding="utf-8"))
     metric, *further = _metrics(next(iter(evaluations.values())))
-    table = _table("step", _head(metric), "95 % interval", *map(_head, further), "lenient %", "format %", "length")
+    table = make_table("step", _head(metric), "95 % interval", *map(_head, further), "lenient %", "format %", "length")
     for step, summary in evaluations.items():
         table.add_row(
             step,
@@ -63,16 +69,34 @@ def print_training(run: Path, checkpoint: Path) -> None:
             f"{summary['format_rate']:.1f}",
             f"{summary['mean_length']:.1f}",
         )
-    _show(table)
+    show(table)
     print_paths([checkpoint, run / "metrics.jsonl", run / "run_log.json", run / "eval_summary.json"])
 
 
 def print_stages(seconds: Mapping[str, float]) -> None:
     """The time of each stage and of all of them."""
-    table = _table("stage", "seconds")
+    table = make_table("stage", "seconds")
     for name, value in {**seconds, "all": sum(seconds.values())}.items():
         table.add_row(name, f"{value:.1f}")
-    _show(table)
+    show(table)
+
+
+def make_table(first: str, *numbers: str, texts: Sequence[str] = ()) -> Table:
+    """A table whose first column is text, then come numbers, then other texts."""
+    table = Table(header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for name in texts:
+        table.add_column(name)
+    return table
+
+
+def show(table: Table) -> None:
+    """Prints a table."""
+    console = Console()
+    # A pipe has no width of its own; 80 columns would break rows that are to be read or parsed.
+    (console if console.is_terminal else Console(width=200)).print(table)
 
 
 def print_lines(lines: Sequence[str]) -> None:
@@ -109,17 +133,3 @@ def _head(metric: str) -> str:
 
 def _steered_name(weight: str, chosen: str | None) -> str:
     return f"base + {weight} x vectors" + ("  <- chosen on dev" if weight == chosen else "")
-
-
-def _table(first: str, *numbers: str) -> Table:
-    table = Table(header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _show(table: Table) -> None:
-    console = Console()
-    # A pipe has no width of its own; 80 columns would break rows that are to be read or parsed.
-    (console if console.is_terminal else Console(width=200)).print(table)

@@ -1,20 +1,14 @@
 """Steering vectors: one float32 vector of shape (hidden_size,) per decoder layer, with its origin, on disk and back."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steerlift.records.errors import InputError, MissingInputError
-from steerlift.records.runs import replacing, write_json
-
-_PREFIX = "layer."
+from steerlift.steering.vector_files import read_file, write_file
 
 
 @dataclass(frozen=True)
@@ -74,60 +68,18 @@ class SteeringVectors:
         return SteeringVectors(layers, {**self.metadata, "method": "random", "seed": str(seed)})
 
     def save(self, path: str | Path) -> Path:
-        """Writes the vectors by the ending of `path`: `.safetensors` (with metadata) or the original's `.json`."""
+        """Writes by the ending of `path`: `.safetensors` (with metadata), the original's `.json` or llama.cpp's `.gguf`.
+
+        llama.cpp cannot steer layer 0; a `.gguf` leaves it out, and a line says so.
+        """
         target = Path(path)
-        if target.suffix == ".json":
-            write_json(target, {str(index): vector.tolist() for index, vector in self.layers.items()})
-        elif target.suffix == ".safetensors":
-            tensors = {f"{_PREFIX}{index}": vector.contiguous() for index, vector in self.layers.items()}
-            with replacing(target) as temporary:
-                save_file(tensors, temporary, metadata=dict(self.metadata))
-        else:
-            raise InputError(f"cannot save vectors as {target}: expected a name that ends in .safetensors or .json")
+        write_file(target, self.layers, self.metadata)
         return target
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVectors":
-        """Reads `.safetensors` or the original's JSON. Raises MissingInputError or InputError with the file named."""
+        """Reads `.safetensors`, the original's JSON or `.gguf`. Raises MissingInputError or InputError with the file named."""
         source = Path(path)
         if not source.is_file():
             raise MissingInputError(f"steering vectors {source}: no such file; `steerlift extract` writes one")
-        if source.suffix == ".json":
-            return cls(_read_json(source), {"source": str(source)})
-        if source.suffix == ".safetensors":
-            return _read_safetensors(source)
-        raise InputError(f"steering vectors {source}: got ending {source.suffix!r}, expected .safetensors or .json")
-
-
-def _read_safetensors(source: Path) -> SteeringVectors:
-    layers: dict[int, Tensor] = {}
-    try:
-        with safe_open(source, framework="pt") as file:
-            metadata = dict(sorted((file.metadata() or {}).items()))  # safetensors keeps no order
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                index = name.removeprefix(_PREFIX)
-                if not name.startswith(_PREFIX) or not index.isdecimal():
-                    raise InputError(f"{source}: got tensor {name!r}, expected only layer.<index>")
-                layers[int(index)] = file.get_tensor(name)
-    except SafetensorError as error:
-        raise InputError(f"{source} is not a safetensors file: {error}") from error
-    return SteeringVectors(layers, metadata)
-
-
-def _read_json(source: Path) -> dict[int, Tensor]:
-    expected = 'expected {"0": [numbers], "1": [numbers], ...}'
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{source} is not JSON ({error}); {expected}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{source}: got a {type(content).__name__}, {expected}")
-    layers: dict[int, Tensor] = {}
-    for key, values in content.items():
-        numbers = isinstance(values, list) and all(
-            isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values
-        )
-        if not key.isdecimal() or not numbers:
-            raise InputError(f"{source}: entry {key!r} is not a layer of finite numbers; {expected}")
-        layers[int(key)] = torch.tensor(values, dtype=torch.float32)
-    return layers
+        return cls(*read_file(source))

@@ -17,8 +17,8 @@ from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.models import Model, Tokenizer, decoder_body
 from steerlift.training.batch import MicroBatch
-from steerlift.training.config import TrainConfig
 from steerlift.training.head import chunked_kl, head_of
+from steerlift.training.learn_config import LearnConfig
 from steerlift.training.learner import Learner
 from steerlift.training.metrics import Clock, peak_memory
 from steerlift.training.policy_loss import PolicyLoss, TokenResults
@@ -37,15 +37,15 @@ def finetuned_examples(
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     few_shot: Sequence[Problem],
-    count: int,
-    config: TrainConfig,
+    config: LearnConfig,
     journal: Journal,
 ) -> dict[str, list[Example]]:
-    """Problem text -> `count` completions of it by the fine-tuned model; those in the journal are not sampled again."""
+    """Problem text -> the fine-tuned model's completions of it; those in the journal are not sampled again."""
+    count = config.finetuned_completions
     rows = {row["problem"]["problem"]: row for row in journal.read()}
     missing = [problem for problem in problems if problem.problem not in rows]
     sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)
-    options = SamplingOptions(config.temperature, config.max_completion_length)
+    options = SamplingOptions(config.teacher_temperature, config.max_completion_length)
     with progress("completions of the fine-tuned model", len(missing) * count) as bar:
         for start in range(0, len(missing), _PROBLEMS_PER_WRITE):
             tasks = [Task(problem, count, config.seed) for problem in missing[start : start + _PROBLEMS_PER_WRITE]]
@@ -55,14 +55,16 @@ def finetuned_examples(
     return {text: _examples(tokenizer, row) for text, row in rows.items()}
 
 
-def distill_loss(finetuned: Model, temperature: float) -> PolicyLoss:
-    """The weighted sum over tokens of KL(fine-tuned || policy)."""
+def distill_loss(finetuned: Model, temperature: float, finetuned_temperature: float) -> PolicyLoss:
+    """The weighted sum over tokens of KL(fine-tuned || policy), each at its temperature."""
 
     def loss(model: Model, batch: MicroBatch) -> TokenResults:
         with torch.no_grad():
             wanted_NH = batch.hidden(decoder_body(finetuned))
         hidden_NH = batch.hidden(decoder_body(model))
-        total = chunked_kl(hidden_NH, head_of(model), wanted_NH, head_of(finetuned), temperature, batch.weights_N)
+        total = chunked_kl(
+            hidden_NH, head_of(model), temperature, wanted_NH, head_of(finetuned), finetuned_temperature, batch.weights_N
+        )
         return TokenResults(total, torch.empty(0), torch.empty(0))
 
     return loss
@@ -73,7 +75,7 @@ class DistillTrainer(Trainer):
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: LearnConfig,
         learner: Learner,
         tokenizer: Tokenizer,
         policy: PolicySampler,
@@ -83,7 +85,7 @@ class DistillTrainer(Trainer):
     ) -> None:
         super().__init__(config, learner, tokenizer, policy, log)
         self.examples = examples
-        self.loss = distill_loss(finetuned, config.temperature)
+        self.loss = distill_loss(finetuned, config.temperature, config.teacher_temperature)
 
     def _step(self, step: int, problems: Sequence[Problem], bar: Progress) -> dict[str, Any]:  # noqa: ARG002 - it shows nothing
         config, clock = self.config, Clock()

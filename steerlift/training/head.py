@@ -77,13 +77,21 @@ def chunked_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, temperatu
 
 
 def chunked_kl(
-    hidden_NH: Tensor, head: Head, teacher_NH: Tensor, teacher_head: Head, temperature: float, weights_N: Tensor
+    hidden_NH: Tensor,
+    head: Head,
+    temperature: float,
+    teacher_NH: Tensor,
+    teacher_head: Head,
+    teacher_temperature: float,
+    weights_N: Tensor,
 ) -> Tensor:
-    """The weighted sum over tokens of KL(teacher || policy) in nats over the whole vocabulary, both at `temperature`.
+    """The weighted sum over tokens of KL(teacher || policy) in nats over the whole vocabulary, each at its temperature.
 
     Differentiable with respect to `hidden_NH` alone: it is for policies whose head stays as it is.
     """
-    kl: Tensor = _ChunkedKl.apply(hidden_NH, head, teacher_NH, teacher_head, temperature, weights_N)  # type: ignore[no-untyped-call]
+    kl: Tensor = _ChunkedKl.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, head, temperature, teacher_NH, teacher_head, teacher_temperature, weights_N
+    )
     return kl
 
 
@@ -147,9 +155,10 @@ class _ChunkedKl(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's context takes any attribute
         hidden_NH: Tensor,
         head: Head,
+        temperature: float,
         teacher_NH: Tensor,
         teacher_head: Head,
-        temperature: float,
+        teacher_temperature: float,
         weights_N: Tensor,
     ) -> Tensor:
         device = hidden_NH.device.type
@@ -163,7 +172,8 @@ class _ChunkedKl(torch.autograd.Function):
                 chunk = slice(start, start + size)
                 scaled_CV = _logits(hidden_NH[chunk].to(dtype), weight, head).div_(temperature)
                 logprobs_CV = scaled_CV.log_softmax(-1)
-                wanted_CV = _logits(teacher_NH[chunk].to(dtype), teacher_weight, teacher_head).div_(temperature).log_softmax(-1)
+                teacher_CV = _logits(teacher_NH[chunk].to(dtype), teacher_weight, teacher_head)
+                wanted_CV = teacher_CV.div_(teacher_temperature).log_softmax(-1)
                 shares_CV = wanted_CV.exp()
                 losses.append((shares_CV * (wanted_CV - logprobs_CV)).sum(-1) @ weights_N[chunk])
                 # d KL / d scaled logit = softmax - the teacher's softmax
@@ -176,7 +186,7 @@ class _ChunkedKl(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - see forward
-        return ctx.gradient_NH.mul_(grad_loss), None, None, None, None, None
+        return ctx.gradient_NH.mul_(grad_loss), None, None, None, None, None, None
 
 
 @dataclass

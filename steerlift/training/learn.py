@@ -10,10 +10,11 @@ import torch
 
 from steerlift.extraction.activations import TokenSequence, mean_activations
 from steerlift.problems.prompt import encode_prompt
-from steerlift.problems.separation import SEEN, fingerprints, together
+from steerlift.problems.separation import fingerprints
 from steerlift.records.errors import InputError
 from steerlift.records.provenance import package_version
 from steerlift.records.runs import Journal, replacing
+from steerlift.records.seen import SEEN, together
 from steerlift.records.types import Problem
 from steerlift.sampling.server import Patience
 from steerlift.scoring.plugins import load_reward
@@ -129,7 +130,7 @@ class _Learning:
         if log is None:  # the process that writes has sampled them all
             learner.processes.wait()
         with torch.no_grad(), learner.precision.context(learner.processes.device):
-            examples = finetuned_examples(finetuned, tokenizer, needed, few_shot, config.finetuned_completions, config, journal)
+            examples = finetuned_examples(finetuned, tokenizer, needed, few_shot, config, journal)
         if log is not None:
             learner.processes.wait()
         return DistillTrainer(config, learner, tokenizer, policy, log, finetuned, examples)

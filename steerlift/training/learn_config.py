@@ -25,6 +25,8 @@ class LearnConfig(TrainConfig):
     """The fine-tuned model to learn from, with distill: hub id or folder."""
     finetuned_completions: int = 2
     """Completions of each problem that the fine-tuned model writes, once, with distill."""
+    finetuned_temperature: float | None = None
+    """Temperature of its completions and of the distributions to learn, with distill; default: --temperature."""
     start_vectors: Path | None = None
     """Vectors to begin with (.safetensors or .json), from extract or learn; default: zero."""
     start_weight: float = 1.0
@@ -62,6 +64,7 @@ class LearnConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("finetuned_completions", self.finetuned_completions, least=1)
+        check_number("finetuned_temperature", self.finetuned_temperature, above=0)
         check_number("start_weight", self.start_weight)
         for name, value in _OTHERS.items():
             if getattr(self, name) != value:
@@ -73,3 +76,8 @@ class LearnConfig(TrainConfig):
             )
         if self.objective == "grpo" and self.finetuned_checkpoint is not None:
             raise InputError("--objective grpo learns from rewards alone; leave --finetuned_checkpoint out, or take distill")
+
+    @property
+    def teacher_temperature(self) -> float:
+        """The temperature at which the fine-tuned model is learned from."""
+        return self.temperature if self.finetuned_temperature is None else self.finetuned_temperature

@@ -31,7 +31,8 @@ def test_the_demo_keeps_its_promises(tmp_path):
     assert finetuned >= base + 40
     assert summary["gap_recovered"] >= 60
     assert summary["random_control"]["pass_at_1"] <= base + 10
-    for arm in ("base", "finetuned", "steered", "random_control"):
+    assert summary["learned"]["gap_recovered"] >= 75
+    for arm in ("base", "finetuned", "steered", "learned", "random_control"):
         low, high = summary[arm]["ci95"]
         assert low <= summary[arm]["pass_at_1"] <= high
     assert summary["gap_recovered_ci95"][0] <= summary["gap_recovered"] <= summary["gap_recovered_ci95"][1]
@@ -41,13 +42,22 @@ def test_the_demo_keeps_its_promises(tmp_path):
     for name in ("base", "finetuned"):
         model = AutoModelForCausalLM.from_pretrained(out / name)
         assert len(AutoTokenizer.from_pretrained(out / name)) == model.config.vocab_size
-    assert list(SteeringVectors.load(out / "vectors.safetensors").layers) == [0, 1, 2]
+    for path in (out / "vectors.safetensors", out / "learn" / "vectors.safetensors"):
+        assert list(SteeringVectors.load(path).layers) == [0, 1, 2]
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((out / "results.json").read_text())
     assert results["base_model"]["num_eval_problems"] == 400
     assert list(results["base_with_steering"]) == ["0.25", "0.5", "0.75", "1.0", "1.25", "1.5"]
     assert results["chosen"]["num_dev_problems"] == 120
 
-    for said in ("pass@1 %", "gap recovered", "seconds", "toy", "steerlift train", str(out / "figure.png")):
+    for said in (
+        "pass@1 %",
+        "gap recovered",
+        "seconds",
+        "toy",
+        "steerlift train",
+        "base + learned vectors",
+        str(out / "figure.png"),
+    ):
         assert said in done.stdout
     assert len(list((tmp_path / "cache").iterdir())) == 1

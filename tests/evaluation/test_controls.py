@@ -12,8 +12,9 @@ from steerlift.evaluation.controls import FORMAT_REMINDER, shuffled
 from steerlift.evaluation.evaluate import evaluate
 from steerlift.evaluation.results import scores
 from steerlift.problems.load import load_problems
-from steerlift.problems.separation import SEEN, fingerprints
+from steerlift.problems.separation import fingerprints
 from steerlift.records.errors import InputError
+from steerlift.records.seen import SEEN
 from steerlift.report.tables import print_results
 from steerlift.scoring.statistics import holm, paired_p_value
 from steerlift.steering.vectors import SteeringVectors

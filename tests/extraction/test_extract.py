@@ -12,10 +12,11 @@ from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.extract import extract
 from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import encode_prompt
-from steerlift.problems.separation import SEEN, fingerprints
+from steerlift.problems.separation import fingerprints
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.provenance import package_version
 from steerlift.records.runs import Journal
+from steerlift.records.seen import SEEN
 from steerlift.sampling import rollouts as rollouts_module
 from steerlift.sampling.rollouts import prompt_ids
 from steerlift.steering.apply import steer

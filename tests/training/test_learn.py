@@ -70,15 +70,15 @@ def test_the_chunked_kl_is_torchs(cap, tokens):
     # So large a vocabulary that 300 tokens take several chunks.
     heads = [Head(torch.randn(50_000, 8, generator=generator), None, cap, 0.5) for _ in range(2)]
 
-    def logprobs(states_NH, head):
+    def logprobs(states_NH, head, temperature):
         logits_NV = states_NH @ head.weight_VH.T * head.scale
-        return ((cap * torch.tanh(logits_NV / cap) if cap else logits_NV) / 0.7).log_softmax(-1)
+        return ((cap * torch.tanh(logits_NV / cap) if cap else logits_NV) / temperature).log_softmax(-1)
 
     expected_N = torch.nn.functional.kl_div(
-        logprobs(hidden_NH, heads[0]), logprobs(teacher_NH, heads[1]), reduction="none", log_target=True
+        logprobs(hidden_NH, heads[0], 0.7), logprobs(teacher_NH, heads[1], 0.4), reduction="none", log_target=True
     ).sum(-1)
     (expected_NH,) = torch.autograd.grad(3 * (expected_N * weights_N).sum(), hidden_NH)
-    loss = chunked_kl(hidden_NH, heads[0], teacher_NH, heads[1], 0.7, weights_N)
+    loss = chunked_kl(hidden_NH, heads[0], 0.7, teacher_NH, heads[1], 0.4, weights_N)
     (3 * loss).backward()
     torch.testing.assert_close(loss, (expected_N * weights_N).sum(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(hidden_NH.grad, expected_NH, rtol=1e-4, atol=1e-5)
@@ -109,7 +109,7 @@ def test_the_gradient_of_the_distillation_is_that_of_a_small_step(models):
     vectors = TrainableVectors({0: torch.zeros(32), 1: torch.zeros(32)}, {0: 1.0, 1: 2.0}, {})
     vectors.attach(model)
     batch = pack([(5, 6, 7), (8, 9)], [(10, 11), (12,)], torch.ones(2), torch.full((2, 2), 0.5), CPU)
-    loss = distill_loss(finetuned, 0.9)
+    loss = distill_loss(finetuned, 0.9, 0.5)
     loss(model, batch).loss.backward()
     slope_LH, size = vectors.directions_LH.grad, 1e-2
     direction_LH = slope_LH / slope_LH.norm()
@@ -215,8 +215,8 @@ def test_every_completion_to_learn_from_is_sampled_once(distilling):
         ({"finetuned_checkpoint": None}, "name it with --finetuned_checkpoint"),
         ({"objective": "grpo"}, "leave --finetuned_checkpoint out"),
         ({"lora_r": 4}, "--lora_r is about a model's weights"),
-        ({"layers": "0-5"}, "expected layers between 0 and 1"),
-        ({"layers": "all"}, "expected layers between 0 and 1"),
+        ({"layers": "0-5"}, "got layer 5, the model has 0 to 1"),
+        ({"layers": "all"}, "expected runs of layers"),
         ({"finetuned_completions": 0}, "--finetuned_completions 0: expected at least 1"),
         ({"start_vectors": "nowhere.safetensors"}, "no such file"),
     ],
