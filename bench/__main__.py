@@ -1,4 +1,4 @@
-"""`python -m bench [sampling grpo extraction sweep scaling] [--quick]`: all, not quick, are written to docs/performance.md.
+"""`python -m bench [sampling grpo learning ...] [--quick]`: all, not quick, are written to docs/performance.md.
 
 `python -m bench serving`, which needs vLLM, is asked for by itself and written to docs/performance-serving.md.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.setting import Setting
     from bench.table import Section
 
-NAMES = ("sampling", "grpo", "extraction", "sweep", "scaling")
+NAMES = ("sampling", "grpo", "learning", "extraction", "sweep", "scaling")
 SERVING = "serving"
 DOCUMENT = ROOT / "docs" / "performance.md"
 SERVING_DOCUMENT = ROOT / "docs" / "performance-serving.md"
@@ -100,7 +100,7 @@ def _shown(given: Sequence[str]) -> list[str]:
 
 
 def _benchmark(name: str, options: argparse.Namespace) -> "Callable[[Setting], list[Section]]":
-    from bench import extraction, grpo_step, sampling, scaling, serving, sweep
+    from bench import extraction, grpo_step, learning, sampling, scaling, serving, sweep
 
     quick = options.quick
     if name == SERVING:
@@ -111,6 +111,8 @@ def _benchmark(name: str, options: argparse.Namespace) -> "Callable[[Setting], l
             return sampling.run(setting, sampling.QUICK if quick else sampling.FULL)
         if name == "grpo":
             return grpo_step.run(setting, grpo_step.QUICK if quick else grpo_step.FULL)
+        if name == "learning":
+            return learning.run(setting, learning.QUICK if quick else learning.FULL)
         if name == "extraction":
             return extraction.run(setting, extraction.QUICK if quick else extraction.FULL)
         if name == "scaling":

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from bench import extraction, grpo_step
+from bench import extraction, grpo_step, learning
 from bench.measure import highest_memory
 
 _PREPARE = {
     "grpo loss": grpo_step.memory_of_loss,
     "grpo steps": grpo_step.memory_of_steps,
+    "learning": learning.memory_of_steps,
     "extraction": extraction.memory_way,
 }
 

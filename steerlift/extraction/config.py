@@ -8,7 +8,7 @@ from steerlift.records.checks import check_number
 from steerlift.records.errors import InputError
 
 TokenChoice = Literal["completion", "prompt", "last"]
-Method = Literal["mean_difference", "increments", "matched"]
+Method = Literal["mean_difference", "increments"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,7 @@ class ExtractConfig:
     tokens: TokenChoice = "completion"
     """Which tokens to average: those of the fine-tuned model's completions, all of the prompt (the original), or its last."""
     method: Method = "mean_difference"
-    """increments: each layer's mean difference less that of the layer below; matched: the increments corrected, with the base
-    steered by them, until its means are the fine-tuned model's."""
-    rounds: int = 4
-    """Corrections of the method matched, each one pass of the base over all tokens."""
+    """increments: each layer's mean difference less that of the layer below."""
     include_first_position: bool = False
     """Average position 0 too, whose huge norm (attention sink) hides the rest in many models."""
     temperature: float = 1.0
@@ -54,7 +51,7 @@ class ExtractConfig:
     """Completions sampled at a time; default: as many as fit in memory."""
 
     def __post_init__(self) -> None:
-        for name in ("train-size", "max_examples", "max_completion_length", "batch_rows", "rounds"):
+        for name in ("train-size", "max_examples", "max_completion_length", "batch_rows"):
             check_number(name, getattr(self, name.replace("-", "_")), least=1)
         for name in ("temperature", "few_shot"):
             check_number(name, getattr(self, name), least=0)

@@ -19,7 +19,6 @@ from steerlift.records.types import Problem
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
 from steerlift.sampling.sampler import SamplingOptions
-from steerlift.steering.apply import steer
 from steerlift.steering.models import (
     Model,
     architecture,
@@ -58,10 +57,7 @@ def extract(config: ExtractConfig) -> Extraction:
     base_model = _load(config, config.base_model_name)
     base = _means(config, base_model, sequences, "base")
     vectors = mean_difference(base, finetuned, _metadata(config, problems, base.count, architecture(text_config(base_model))))
-    if config.method != "mean_difference":
-        vectors = vectors.increments()
-    if config.method == "matched":
-        vectors = _matched(config, base_model, sequences, vectors, finetuned)
+    vectors = vectors.increments() if config.method == "increments" else vectors
     layers = [
         {"layer": index, "norm": norm, "residual_norm": float(base.norm_L[index]), "ratio": norm / float(base.norm_L[index])}
         for index, norm in vectors.norms().items()
@@ -76,26 +72,6 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
     """mean(fine-tuned) - mean(base) per layer, subtracted in float64 and kept as float32."""
     difference_LH = finetuned.state_LH - base.state_LH
     return SteeringVectors({index: vector.float() for index, vector in enumerate(difference_LH)}, metadata)
-
-
-def _matched(
-    config: ExtractConfig,
-    base_model: Model,
-    sequences: list[TokenSequence],
-    vectors: SteeringVectors,
-    finetuned: MeanActivations,
-) -> SteeringVectors:
-    """The vectors under which the steered base's means are the fine-tuned model's at every layer at once.
-
-    A layer does not just carry on the shift that it is given: it turns and stretches it. So the increments leave a rest, of
-    which each round adds the increments again, as Newton's method would if the layers carried shifts unchanged.
-    """
-    for number in range(1, config.rounds + 1):
-        with steer(base_model, vectors, 1.0):
-            steered = _means(config, base_model, sequences, f"steered base, round {number} of {config.rounds}")
-        rest = mean_difference(steered, finetuned, {}).increments()
-        vectors = SteeringVectors({i: v + rest.layers[i] for i, v in vectors.layers.items()}, vectors.metadata)
-    return SteeringVectors(vectors.layers, {**vectors.metadata, "method": "matched", "rounds": str(config.rounds)})
 
 
 def _finetuned_means(

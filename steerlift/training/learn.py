@@ -122,10 +122,9 @@ class _Learning:
         finetuned = load_model(config.finetuned_checkpoint, learner.processes.device, learner.precision.weights, attention)
         finetuned.requires_grad_(False)
         few_shot, problems = self.problems
-        steps = range(1, config.num_train_iters + 1)
-        needed = [
-            p for step in steps for p in problems_of_step(problems, step, config.gradient_accumulation_steps, config.seed)
-        ]
+        # All that the steps will take, each once: the first of the seeded order, or every problem of it.
+        count = config.num_train_iters * config.gradient_accumulation_steps
+        needed = _distinct(problems_of_step(problems, 1, count, config.seed))
         journal = Journal(config.output_dir / COMPLETIONS_TO_LEARN_FROM)
         if log is None:  # the process that writes has sampled them all
             learner.processes.wait()

@@ -23,7 +23,10 @@ SCRIPTS = {
     "evaluate": "eval_with_steering.py",
     "plot": "plotter.py",
 }
-VERBS = ("train", "extract", "learn", "inspect", "evaluate", "search", "plot", "report", "export", "serve", "demo")
+COMMANDS = (
+    "train", "extract", "learn", "inspect", "evaluate", "search", "plot", "report", "export", "push", "pull", "play", "serve",
+    "demo",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "datasets", "scipy", "matplotlib", "trl", "rich")
 
 # Every flag of the original's five scripts, with a value that is not its default; None for a switch.
@@ -114,7 +117,7 @@ def assert_one_line(code: int, err: str, *parts: str) -> None:
     assert all(part in lines[0] for part in parts), lines[0]
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS.values(), *VERBS, ""])
+@pytest.mark.parametrize("name", [*SCRIPTS.values(), *COMMANDS, ""])
 def test_help_is_quick_and_names_every_flag(name, tmp_path):
     script = [str(ROOT / name)] if name.endswith(".py") else ["-m", "steerlift", *([name] if name else [])]
     run = python("-X", "importtime", *script, "--help", cwd=tmp_path)
@@ -126,7 +129,7 @@ def test_help_is_quick_and_names_every_flag(name, tmp_path):
     if verb:
         assert all(f"--{flag.replace('_', '-')}" in run.stdout for flag in FLAGS[verb])
     elif not name:
-        assert all(verb in run.stdout for verb in VERBS)
+        assert all(verb in run.stdout for verb in COMMANDS)
     assert list(tmp_path.iterdir()) == []
 
 

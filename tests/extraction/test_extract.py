@@ -19,7 +19,6 @@ from steerlift.records.runs import Journal
 from steerlift.records.seen import SEEN
 from steerlift.sampling import rollouts as rollouts_module
 from steerlift.sampling.rollouts import prompt_ids
-from steerlift.steering.apply import steer
 from steerlift.steering.models import architecture, decoder_layers
 from steerlift.steering.vectors import SteeringVectors
 from steerlift.training.embedded import EmbeddedRecipe
@@ -276,23 +275,3 @@ def test_one_model_is_in_memory_at_a_time(config, monkeypatch):
     monkeypatch.setattr(extract_module, "load_model", load)
     extract(config)
     assert len(loaded) == 2
-
-
-def test_matched_vectors_give_the_base_the_finetuned_means(config):
-    """The means of the steered base, taken without our own means, are the fine-tuned model's at every layer."""
-    extraction = extract(replace(config, method="matched", rounds=8))
-    pairs = sampled_ids(config.output_path.with_name("v.completions.jsonl"))
-
-    def completion(prompt, length):
-        return range(prompt, prompt + length)
-
-    wanted, plain = naive_means("finetuned", pairs, completion), naive_means("base", pairs, completion)
-    with steer(trained("base"), extraction.vectors, 1.0):
-        steered = naive_means("base", pairs, completion)
-    assert float((steered - wanted).norm()) < 0.02 * float((plain - wanted).norm())
-    assert extraction.vectors.metadata["method"] == "matched"
-
-
-def test_no_rounds_are_refused(config):
-    with pytest.raises(InputError, match="--rounds 0: expected at least 1"):
-        replace(config, method="matched", rounds=0)

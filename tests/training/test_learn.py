@@ -202,7 +202,10 @@ def test_vectors_know_what_they_were_learned_from(distilling):
 
 
 def test_every_completion_to_learn_from_is_sampled_once(distilling):
-    learn(distilling)
+    learn(replace(distilling, num_train_iters=8))  # 24 problems of 20: some twice
+    rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
+    assert len(rows) == len({row["problem"]["problem"] for row in rows}) == 20
+    learn(replace(distilling, overwrite=True))
     rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
     texts = [row["problem"]["problem"] for row in rows]
     assert len(texts) == len(set(texts)) == 9  # three steps of three problems

@@ -1,0 +1,69 @@
+"""Vectors learned on the real vLLM: it steers by them as they are after every step, and its own weights never change."""
+
+import importlib.util
+import json
+from dataclasses import fields, replace
+
+import pytest
+from safetensors.torch import load_file
+from test_training_on_a_server import EVERY_STEP, LONG_PROMPTS, NO_VLLM, assert_every_step_once, assert_small_gaps, small_run
+
+from steerlift.evaluation.identity import identity
+from steerlift.records.errors import InputError
+from steerlift.sampling.hand_over import weight_version
+from steerlift.sampling.server import Server
+from steerlift.serving.private import read_key
+from steerlift.training.checkpoints import checkpoint_path, vectors_path
+from steerlift.training.learn import learn
+from steerlift.training.learn_config import LearnConfig
+from steerlift.training.train import train
+
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=NO_VLLM)]
+
+
+@pytest.fixture
+def learning(served, tmp_path) -> LearnConfig:
+    run = small_run(served.models, served.port, tmp_path / "run")
+    given = {field.name: getattr(run, field.name) for field in fields(run)}
+    # The model that the server was started with; what other tests have lent it carries another version.
+    base = str(served.models / "base")
+    served.give("base", identity(base))
+    return LearnConfig(**{**given, "model_name": base, "learning_rate": 0.3, "objective": "grpo"})
+
+
+@pytest.fixture
+def server(served):
+    server = Server(f"http://127.0.0.1:{served.port}", read_key(served.folder))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("changes", [{}, LONG_PROMPTS], ids=["plain", "long prompts"])
+def test_the_server_steers_by_the_vectors_of_every_step(learning, server, changes):
+    config = replace(learning, **EVERY_STEP, **changes)
+    before = weight_version(server)
+    learn(config)
+    assert_every_step_once(config)
+    # Vectors of a step before would show: each step moves them by a third of the activations' size.
+    assert_small_gaps(config)
+    assert weight_version(server) == before
+    # Of each step only the last vectors stay named there.
+    assert sum(name.startswith("steerlift-weights-") for name in server.info()["vectors"]) <= 1
+
+
+def test_it_learns_there_what_it_learns_here(learning, tmp_path):
+    """Greedy completions are the same on both sides, so every number is, up to rounding."""
+    config = replace(learning, eval_temperature=0.0, num_train_iters=2)
+    learn(config)
+    here = replace(config, use_vllm=False, output_dir=tmp_path / "here")
+    learn(here)
+    summaries = [json.loads((run.output_dir / "eval_summary.json").read_text()) for run in (config, here)]
+    assert summaries[0]["0"]["mean_length"] == summaries[1]["0"]["mean_length"]  # the same base at step 0
+    moved = load_file(vectors_path(checkpoint_path(config.output_dir, 2)))
+    assert all(bool(vector.any()) for vector in moved.values())
+
+
+def test_a_server_with_other_weights_is_refused(learning, served, tmp_path):
+    train(small_run(served.models, served.port, tmp_path / "trained"))  # leaves its weights there
+    with pytest.raises(InputError, match="has other weights than"):
+        learn(learning)
