@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(f"== {name}")
             busy[name] = busy_cores()
             sections += _benchmark(name, options)(setting)
-    content = document(sections, options.seed, shlex.join(["python", "-m", "bench", *_shown(given)]), busy)
+    command = shlex.join(["python", "-m", "bench", *_shown(given)])
+    title = "Performance of the server" if chosen == [SERVING] else "Performance"
+    content = document(sections, options.seed, command, busy, title)
     print(content)
     written = DOCUMENT if chosen == list(NAMES) else SERVING_DOCUMENT if chosen == [SERVING] else None
     target: Path | None = options.output or (None if options.quick else written)

@@ -37,7 +37,7 @@ class Sizes:
 
 EMBEDDED = Sizes(model=Model(), modes=("compiled",), problems=0)
 # Some thirty times slower: less of everything, in one mode.
-LARGE = Sizes(modes=("compiled",), new_tokens=8, turns=5, problems=2, length=16, greedy=8)
+LARGE = Sizes(modes=("compiled",), new_tokens=16, turns=5, problems=4, length=16, greedy=8)
 FULL = (EMBEDDED, Sizes())
 QUICK = (Sizes(modes=("eager",), new_tokens=2, turns=1, problems=2, length=2, sweeps=1, syncs=1, greedy=2),)
 

@@ -126,19 +126,26 @@ _HOW_TO_READ = (
     "shows the median and, in brackets, the least and the largest of all turns. `ratio` is taken turn by turn and says how "
     "many times better ours is in wall time (seconds and MiB: alternative / ours; tokens per second: ours / alternative) or, "
     "against a bare forward pass, which does less than ours, how many times its time ours takes; `turns` says how many there "
-    "were, and an aim is judged by the median. Peak memory is that of a fresh process above what it had used once everything "
-    "was loaded and prepared, with malloc told to give freed blocks back at once; it is measured once. All of it ran on the "
-    "CPU in float32; rows that need a GPU are not here."
+    "were, and an aim is judged by the median. All of it ran on the CPU in float32; rows that need a GPU are not here."
+)
+_PEAK_MEMORY = (
+    "Peak memory is that of a fresh process above what it had used once everything was loaded and prepared, with malloc told "
+    "to give freed blocks back at once; it is measured once."
 )
 
 
-def document(sections: Sequence[Section], seed: int, command: str, busy: Mapping[str, float]) -> str:
-    """The whole of docs/performance.md. `busy` says how many cores other work kept busy just before each section."""
+def document(
+    sections: Sequence[Section], seed: int, command: str, busy: Mapping[str, float], title: str = "Performance"
+) -> str:
+    """The whole of a document. `busy` says how many cores other work kept busy just before each section."""
     rows = [row.cells() for section in sections for row in section.rows]
+    has_memory = any("memory" in row[0] for row in rows)
     lines = [
-        "# Performance",
+        f"# {title}",
         "",
-        *_paragraphs(_HOW_TO_READ.format(command=command)),
+        *_paragraphs(
+            _HOW_TO_READ.format(command=command), *([_PEAK_MEMORY] if any("memory" in row[0] for row in rows) else [])
+        ),
         *_table([HEADINGS, *rows] if rows else []),
     ]
     for section in sections:

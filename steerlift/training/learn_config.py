@@ -17,7 +17,7 @@ _OTHERS = {"sft_steps": 0, "lora_r": 0, "lora_alpha": None, "use_liger": False, 
 class LearnConfig(TrainConfig):
     """Learn steering vectors by gradient descent: one vector per decoder layer, the model's own weights stay as they are."""
 
-    model_name: Annotated[str, tyro.conf.arg(aliases=["--base_model_name"])] = "Qwen/Qwen2.5-7B-Instruct"
+    model_name: Annotated[str, tyro.conf.arg(aliases=["--base-model-name"])] = "Qwen/Qwen2.5-7B-Instruct"
     """Base model to steer: hub id or folder."""
     objective: Literal["distill", "grpo"] = "distill"
     """distill: be like the fine-tuned model on its own completions (KL); grpo: earn rewards, no fine-tuned model needed."""

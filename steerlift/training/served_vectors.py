@@ -1,12 +1,13 @@
 """Vectors in training on a vLLM server of the base model: a sync is an upload of a few kilobytes."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from safetensors.torch import save
 
 from steerlift.evaluation.served_models import has_weights
-from steerlift.records.errors import InputError
+from steerlift.records.errors import InputError, SteerliftError
 from steerlift.records.types import Problem
 from steerlift.sampling.rollouts import SampledProblem, Task
 from steerlift.sampling.sampler import OnDone, SamplingOptions
@@ -38,6 +39,13 @@ class ServedVectors(ServedPolicy):
     def sample(self, tasks: Sequence[Task], options: SamplingOptions, on_done: OnDone) -> list[SampledProblem]:
         """The tasks' completions, in order. Raises ServerError when the server stays away too long."""
         return super().sample([replace(task, weight=1.0) for task in tasks], options, on_done)
+
+    def close(self) -> None:
+        """Takes the vectors back and ends the connection."""
+        if self.learner.processes.main:
+            with suppress(SteerliftError):  # the server may be gone, and they with it
+                self.server.request("DELETE", f"/steerlift/vectors/{self._name(self._syncs)}")
+        super().close()
 
     def _save(self) -> None:
         vectors = self.vectors.vectors()

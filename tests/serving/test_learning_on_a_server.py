@@ -14,6 +14,7 @@ from steerlift.sampling.hand_over import weight_version
 from steerlift.sampling.server import Server
 from steerlift.serving.private import read_key
 from steerlift.training.checkpoints import checkpoint_path, vectors_path
+from steerlift.training.config import MATH_REWARD
 from steerlift.training.learn import learn
 from steerlift.training.learn_config import LearnConfig
 from steerlift.training.train import train
@@ -28,7 +29,9 @@ def learning(served, tmp_path) -> LearnConfig:
     # The model that the server was started with; what other tests have lent it carries another version.
     base = str(served.models / "base")
     served.give("base", identity(base))
-    return LearnConfig(**{**given, "model_name": base, "learning_rate": 0.3, "objective": "grpo"})
+    # It is right about half of the time, so that most groups carry signal.
+    own = {"model_name": base, "rewards": (MATH_REWARD,), "temperature": 1.0, "num_chains": 8, "learning_rate": 0.3}
+    return LearnConfig(**{**given, **own, "objective": "grpo"})
 
 
 @pytest.fixture
@@ -47,8 +50,7 @@ def test_the_server_steers_by_the_vectors_of_every_step(learning, server, change
     # Vectors of a step before would show: each step moves them by a third of the activations' size.
     assert_small_gaps(config)
     assert weight_version(server) == before
-    # Of each step only the last vectors stay named there.
-    assert sum(name.startswith("steerlift-weights-") for name in server.info()["vectors"]) <= 1
+    assert not [name for name in server.info()["vectors"] if name.startswith("steerlift-weights-")]  # taken back
 
 
 def test_it_learns_there_what_it_learns_here(learning, tmp_path):

@@ -8,7 +8,7 @@ import torch
 import training_rewards
 from launched import launch
 from small_pipeline import saved, trained
-from training_runs import assert_same_tensors, metrics, read
+from training_runs import assert_close_tensors, assert_same_tensors, metrics, read
 
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.extract import extract
@@ -258,3 +258,23 @@ def test_the_command_line_learns_and_says_where(distilling, models):
     refused = launch(*command, "--base_model_name", str(models / "base"))
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].startswith("error: --objective distill learns from a fine-tuned model")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("objective", ["distill", "grpo"])
+def test_two_processes_learn_what_one_does(objective, distilling, earning):
+    config = distilling if objective == "distill" else earning
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "steerlift", "learn")
+    options = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if getattr(config, field.name) not in (field.default, None, False)
+    }
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items()}
+    done = launch(*command, *[part for name, parts in values.items() for part in (f"--{name}", *map(str, parts))])
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    alone = replace(config, output_dir=config.output_dir.with_name("alone"))
+    learn(alone)
+    for step in (2, 3):
+        assert_close_tensors(checkpoint_vectors(config, step), checkpoint_vectors(alone, step), 1e-4)
