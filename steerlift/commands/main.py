@@ -17,8 +17,10 @@ from steerlift.commands.launch import start_asked_processes
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.search_config import SearchConfig
 from steerlift.exports.config import ExportConfig
+from steerlift.exports.hub_config import PullConfig, PushConfig
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.inspect_config import InspectConfig
+from steerlift.play.config import PlayConfig
 from steerlift.records.errors import SteerliftError
 from steerlift.records.progress import is_main_process, say
 from steerlift.report.config import PlotConfig
@@ -104,6 +106,28 @@ def _export(config: ExportConfig) -> None:
     print_paths([exported.path])
 
 
+def _push(config: PushConfig) -> None:
+    from steerlift.exports.hub import push
+    from steerlift.report.tables import print_lines
+
+    print_lines([push(config)])
+
+
+def _pull(config: PullConfig) -> None:
+    from steerlift.exports.hub import pull
+    from steerlift.report.tables import print_lines, print_paths
+
+    pulled = pull(config)
+    print_lines(pulled.notes)
+    print_paths([pulled.path])
+
+
+def _play(config: PlayConfig) -> None:
+    from steerlift.play.play import play
+
+    play(config)
+
+
 def _serve(config: ServeConfig) -> None:
     from steerlift.serving.server import serve
 
@@ -120,12 +144,15 @@ _VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "plot": (PlotConfig, _plot),
     "report": (ReportConfig, _report),
     "export": (ExportConfig, _export),
+    "push": (PushConfig, _push),
+    "pull": (PullConfig, _pull),
+    "play": (PlayConfig, _play),
     "serve": (ServeConfig, _serve),
     "demo": (DemoConfig, _demo),
 }
 
 
-_COMPUTING = (_train, _learn, _extract, _inspect, _evaluate, _search, _export, _demo)
+_COMPUTING = (_train, _learn, _extract, _inspect, _evaluate, _search, _export, _play, _demo)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from steerlift.records.progress import say
 from steerlift.records.types import Completion
 from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
-from steerlift.sampling.sampler import OnDone, Request, SamplingOptions
+from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
 from steerlift.steering.apply import Steering, steer
 from steerlift.steering.models import Model, Tokenizer, end_token_ids, memory_budget, text_config
 from steerlift.steering.vectors import SteeringVectors
@@ -50,9 +50,16 @@ class LocalSampler:
 
     @torch.no_grad()
     def sample(
-        self, requests: Sequence[Request], options: SamplingOptions, on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        on_done: OnDone | None = None,
+        on_token: OnToken | None = None,
     ) -> list[list[Completion]]:
-        """The completions of each request, in the order of the requests and of their seeds."""
+        """The completions of each request, in the order of the requests and of their seeds.
+
+        `on_token` hears of no token of a model whose cache cannot be split by rows.
+        """
         if self.vectors is None and any(request.weight for request in requests):
             raise InputError("a request has a steering weight, but the sampler was given no vectors")
         results: list[list[Completion]] = [[] for _ in requests]
@@ -60,7 +67,7 @@ class LocalSampler:
         self.model.eval()
         try:
             for batch in self._batches(requests, options):
-                sampled = self._sample_batch([request for _, request in batch], options, on_done or _ignore)
+                sampled = self._sample_batch([request for _, request in batch], options, on_done or _ignore, on_token)
                 for (index, _), completions in zip(batch, sampled, strict=True):
                     results[index].extend(completions)
         finally:
@@ -85,7 +92,9 @@ class LocalSampler:
         if batch:
             yield batch
 
-    def _sample_batch(self, requests: list[Request], options: SamplingOptions, on_done: OnDone) -> list[list[Completion]]:
+    def _sample_batch(
+        self, requests: list[Request], options: SamplingOptions, on_done: OnDone, on_token: OnToken | None
+    ) -> list[list[Completion]]:
         steered = any(request.weight for request in requests)
         steering: AbstractContextManager[Steering | None] = (
             steer(self.model, self.vectors, [request.weight for request in requests])
@@ -94,7 +103,7 @@ class LocalSampler:
         )
         with steering as active:
             if self._can_split:
-                rows = self._decode(requests, options, active, on_done)
+                rows = self._decode(requests, options, active, on_done, on_token)
             else:
                 if active is not None:
                     active.set_weight(_per_row([request.weight for request in requests], requests))
@@ -105,7 +114,12 @@ class LocalSampler:
         return self._completions(requests, *rows)
 
     def _decode(
-        self, requests: list[Request], options: SamplingOptions, steering: Steering | None, on_done: OnDone
+        self,
+        requests: list[Request],
+        options: SamplingOptions,
+        steering: Steering | None,
+        on_done: OnDone,
+        on_token: OnToken | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and logprobs, shape (rows, max_completion_length), and lengths, shape (rows,)."""
         device, limit = self.model.device, options.max_completion_length
@@ -123,6 +137,7 @@ class LocalSampler:
         prompt_length = prompts_PT.shape[1]
         mask_RT = torch.nn.functional.pad(mask_PT[prompt_of_row], (0, limit), value=1)
         draws_RT = uniforms([seed for request in requests for seed in request.seeds], limit).to(device)
+        request_of_row = _per_row(requests, requests)
         rows = torch.arange(len(prompt_of_row), device=device)  # the rows still running
         if steering is not None:
             steering.set_weight(weights_R)
@@ -135,6 +150,9 @@ class LocalSampler:
             if not bool(torch.isfinite(logprobs_R).all()):
                 raise NotFiniteError(f"{type(self.model).__name__}: its logits are not finite; its weights are damaged")
             tokens_RT[rows, step], logprobs_RT[rows, step] = tokens_R, logprobs_R
+            if on_token is not None:
+                for row, token, logprob in zip(rows.tolist(), tokens_R.tolist(), logprobs_R.tolist(), strict=True):
+                    on_token(request_of_row[row], token, logprob)
             ended_R = torch.isin(tokens_R, self._end_ids)
             if bool(ended_R.any()):
                 lengths_R[rows[ended_R]] = step + 1

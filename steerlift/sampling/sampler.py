@@ -38,6 +38,9 @@ class Request:
 OnDone = Callable[[int], None]
 """Called with the number of completions just finished."""
 
+OnToken = Callable[[Request, int, float], None]
+"""Called with a request, a token just sampled for it and its log probability. What it raises ends the sampling."""
+
 
 class Sampler(Protocol):
     """Turns requests into completions."""
@@ -46,3 +49,16 @@ class Sampler(Protocol):
         self, requests: Sequence[Request], options: SamplingOptions, on_done: OnDone | None = None
     ) -> list[list[Completion]]:
         """The completions of each request, in the order of the requests and of their seeds."""
+
+
+class StreamingSampler(Protocol):
+    """A sampler that can be watched as it goes."""
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        on_done: OnDone | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[list[Completion]]:
+        """As `Sampler.sample`; `on_token` hears of every token as it comes."""
