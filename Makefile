@@ -19,6 +19,8 @@ dev: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	# Alone: its loss is pure torch, and a test compares ours with it; what it depends on is a gigabyte of GPU compiler.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps liger-kernel
+	# A real llama.cpp, where there is a build for this system: without it the tests that compare with it say so and are left out.
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --only-binary llama-cpp-py-sync llama-cpp-py-sync
 	touch $@
 
 .venv/installed-vllm: pyproject.toml constraints.txt requirements-vllm.txt

@@ -10,6 +10,7 @@ two processes can share the seeds; the last to end prints the tables of all that
 
 import sys
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,7 +32,10 @@ def main(folder: Path, seeds: list[int]) -> None:
     for seed in seeds:
         if not (folder / f"seed{seed}.json").exists():
             write_json(folder / f"seed{seed}.json", run_seed(folder / f"seed{seed}", seed))
-    print_tables({path.stem: read_json(path) for path in sorted(folder.glob("seed*.json"))})
+    done = {path.stem: read_json(path) for path in sorted(folder.glob("seed*.json"))}
+    for name, other in pairwise([*done, next(iter(done))]):
+        done[name]["arms"]["vectors of another run"] = other_run(folder / name, folder / other)
+    print_tables(done)
 
 
 def run_seed(folder: Path, seed: int) -> dict[str, Any]:
@@ -76,21 +80,7 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     learn(grpo)
     by_mean = read_json(folder / "demo" / "results.json")
     weight = by_mean["chosen"]["weight"]
-    controlled = EvaluateConfig(
-        base_model_name=base,
-        finetuned_checkpoint=finetuned,
-        steering_vectors_path=learned_path(distill.output_dir),
-        output_path=folder / "distill.json",
-        problems="embedded",
-        eval_size=400,
-        num_completions_eval=4,
-        weights=(1.0,),
-        temperature=1.0,
-        max_completion_length=48,
-        controls=CONTROLS,
-        seed=seed,
-        overwrite=True,
-    )
+    controlled = evaluation(folder, seed)
     by_distill = evaluate(controlled)
     by_grpo = evaluate(
         replace(
@@ -112,6 +102,31 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
         "settings": {"distill": _plain(distill), "grpo": _plain(grpo)},
         "provenance": by_distill["provenance"],
     }
+
+
+def evaluation(folder: Path, seed: int) -> EvaluateConfig:
+    """The distilled vectors of a seed, with all controls; what is there of it is not sampled again."""
+    return EvaluateConfig(
+        base_model_name=str(folder / "demo" / "base"),
+        finetuned_checkpoint=str(folder / "demo" / "finetuned"),
+        steering_vectors_path=folder / "distill" / "vectors.safetensors",
+        output_path=folder / "distill.json",
+        problems="embedded",
+        eval_size=400,
+        num_completions_eval=4,
+        weights=(1.0,),
+        temperature=1.0,
+        max_completion_length=48,
+        controls=CONTROLS,
+        seed=seed,
+    )
+
+
+def other_run(folder: Path, other: Path) -> dict[str, Any]:
+    """The base of one seed with the distilled vectors of another."""
+    config = evaluation(folder, int(folder.name.removeprefix("seed")))
+    results = evaluate(replace(config, other_vectors=(other / "distill" / "vectors.safetensors",)))
+    return _scores(next(arm for name, arm in results["controls"].items() if name.startswith("vectors of")))
 
 
 def print_tables(seeds: dict[str, dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ import shutil
 from contextlib import ExitStack, closing
 
 import torch
-from safetensors.torch import save
 
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.identity import identity, place
@@ -55,7 +54,7 @@ class ServedModels:
     def sampler(self, name: str, vectors: SteeringVectors | None = None) -> MakeSampler:
         """What makes a sampler of the model `name`, steered by `vectors` at each task's weight."""
         servers = self.finetuned if self.finetuned and name != self.config.base_model_name else self.base
-        content = None if vectors is None else save({f"layer.{i}": v.contiguous() for i, v in vectors.layers.items()})
+        content = None if vectors is None else vectors.content()
         steering = None if content is None else f"evaluate-{hashlib.sha256(content).hexdigest()[:32]}"
 
         def prepare(server: Server) -> None:

@@ -2,8 +2,6 @@
 
 import hashlib
 
-from safetensors.torch import save
-
 from steerlift.play.config import PlayConfig
 from steerlift.play.streamed import NoPatience, StreamedSampler
 from steerlift.records.errors import InputError, MissingInputError, ServerError
@@ -59,7 +57,7 @@ def _served(config: PlayConfig, vectors: SteeringVectors) -> tuple[StreamingSamp
                 f"{config.server} has {name} {info.get(name)}, {config.base_model_name} here has {value};"
                 " start the server with that model"
             )
-    content = save({f"layer.{index}": vector.contiguous() for index, vector in vectors.layers.items()})
+    content = vectors.content()
     steering = f"play-{hashlib.sha256(content).hexdigest()[:32]}"
 
     def prepare(server: Server) -> None:

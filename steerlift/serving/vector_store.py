@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from steerlift.records.errors import InputError, MissingInputError
@@ -62,7 +62,7 @@ class VectorStore:
         largest = max(float(vector.abs().max()) for vector in vectors.layers.values())
         if largest > LARGEST_VALUE:
             raise InputError(f"vectors {name}: a value is {largest:g}, expected at most {LARGEST_VALUE:g}")
-        content = save({f"layer.{index}": vector.contiguous() for index, vector in vectors.layers.items()})
+        content = vectors.content()
         digest = hashlib.sha256(content).hexdigest()
         if not (self._folder / _file_name(digest)).exists():
             stored = sum(file.stat().st_size for file in self._folder.iterdir())

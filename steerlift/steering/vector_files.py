@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from steerlift.records.errors import InputError, MissingDependencyError
@@ -26,6 +26,12 @@ Content = tuple[dict[int, Tensor], dict[str, str]]
 _PREFIX = "layer."
 _DIRECTION = re.compile(r"direction\.([1-9][0-9]*)")
 _METADATA = "steerlift."
+
+
+def to_safetensors(layers: Mapping[int, Tensor]) -> bytes:
+    """The content of a safetensors file of the vectors, without metadata: the same for the same vectors."""
+    content: bytes = save(_named(layers))
+    return content
 
 
 def read_file(path: Path) -> Content:
@@ -58,9 +64,12 @@ def _read_safetensors(path: Path) -> Content:
 
 
 def _write_safetensors(path: Path, layers: Mapping[int, Tensor], metadata: Mapping[str, str]) -> None:
-    tensors = {f"{_PREFIX}{index}": vector.contiguous() for index, vector in layers.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata))
+        save_file(_named(layers), temporary, metadata=dict(metadata))
+
+
+def _named(layers: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    return {f"{_PREFIX}{index}": vector.contiguous() for index, vector in layers.items()}
 
 
 def _read_json(path: Path) -> Content:

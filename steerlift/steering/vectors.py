@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steerlift.records.errors import InputError, MissingInputError
-from steerlift.steering.vector_files import read_file, write_file
+from steerlift.steering.vector_files import read_file, to_safetensors, write_file
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class SteeringVectors:
         target = Path(path)
         write_file(target, self.layers, self.metadata)
         return target
+
+    def content(self) -> bytes:
+        """The vectors as a safetensors file without metadata: what is uploaded to a server, the same for the same vectors."""
+        return to_safetensors(self.layers)
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVectors":

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from safetensors.torch import save
-
 from steerlift.evaluation.served_models import has_weights
 from steerlift.records.errors import InputError, SteerliftError
 from steerlift.records.types import Problem
@@ -48,8 +46,7 @@ class ServedVectors(ServedPolicy):
         super().close()
 
     def _save(self) -> None:
-        vectors = self.vectors.vectors()
-        self._content = save({f"layer.{index}": vector.contiguous() for index, vector in vectors.layers.items()})
+        self._content = self.vectors.vectors().content()
         self.sampler.steering = self._name(self._syncs)
 
     def _give_weights(self, server: Server) -> None:

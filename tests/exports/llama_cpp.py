@@ -17,7 +17,7 @@ def _lack() -> str:
         from llama_cpp_py_sync._cffi_bindings import get_lib
 
         get_lib()
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         return f"{error}; pip install llama-cpp-py-sync==0.11739 (it needs glibc 2.38)"
     return ""
 
