@@ -91,7 +91,7 @@ class DistillTrainer(Trainer):
         config, clock = self.config, Clock()
         chosen = [example for problem in problems for example in self.examples[problem.problem]]
         with clock.phase("update"), naming_memory(f"step {step}, update", "--micro_batch_size"):
-            batches = example_batches(chosen, config.micro_batch_size or len(chosen), self.processes)
+            batches = example_batches(chosen, config.micro_batch_size or config.num_chains, self.processes)
             gradients = self.learner.backward(batches, self.loss)
             self._check_finite(step, 0, gradients)
             rate = self.learner.step(learning_rate_factor(step - 1, config))

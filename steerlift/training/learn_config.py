@@ -54,6 +54,8 @@ class LearnConfig(TrainConfig):
     """Gradients are scaled down to this norm."""
 
     sft_steps: tyro.conf.Suppress[int] = 0
+    sft_batch: tyro.conf.Suppress[int] = 8
+    sft_learning_rate: tyro.conf.Suppress[float] = 2e-5
     lora_r: tyro.conf.Suppress[int] = 0
     lora_alpha: tyro.conf.Suppress[float | None] = None
     use_liger: tyro.conf.Suppress[bool] = False
