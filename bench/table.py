@@ -143,9 +143,7 @@ def document(
     lines = [
         f"# {title}",
         "",
-        *_paragraphs(
-            _HOW_TO_READ.format(command=command), *([_PEAK_MEMORY] if any("memory" in row[0] for row in rows) else [])
-        ),
+        *_paragraphs(_HOW_TO_READ.format(command=command), *([_PEAK_MEMORY] if has_memory else [])),
         *_table([HEADINGS, *rows] if rows else []),
     ]
     for section in sections:

@@ -55,7 +55,7 @@ class Trainer(ABC):
                 score = self._evaluate(step, held_out, bar)
             if step % config.save_every == 0 or step == config.num_train_iters:
                 self.save(step)
-            self.status = f"{self._shown(metrics)}  test {score:.1f} %"
+            self.status = f"{self._shown(metrics)}  {config.eval_split} {score:.1f} %"
             bar.advance(1, self.status)
 
     @abstractmethod
