@@ -50,6 +50,7 @@ def test_a_quick_run_writes_every_row_of_both_tables(setting, tmp_path, capsys):
         "GRPO, SmolLM2-135M-Instruct: generation",
         "GRPO, SmolLM2-135M-Instruct: loss and backward",
         "GRPO, SmolLM2-135M-Instruct: whole step",
+        "learning vectors, embedded model: loss, backward and update",
         "extraction, 10 problems: time",
         "extraction, 10 problems: time",
         "extraction, 30 problems: time",
@@ -89,7 +90,7 @@ def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["sampling", "speed"])
     assert stopped.value.code == 2
-    assert "got benchmark 'speed', expected sampling, grpo, extraction, sweep, scaling" in capsys.readouterr().err
+    assert "got benchmark 'speed', expected sampling, grpo, learning, extraction, sweep, scaling" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
