@@ -1,8 +1,9 @@
 """Controls: arms that show what of a gain is not the vectors' doing. They run on the same problems and random numbers."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from steerlift.evaluation.arms import Arm
 from steerlift.evaluation.config import EvaluateConfig
@@ -37,9 +38,19 @@ class ControlArm:
         return [replace(problem, problem=f"{problem.problem}\n\n{FORMAT_REMINDER}") for problem in problems]
 
 
-def control_arms(config: EvaluateConfig, vectors: SteeringVectors, weight: float) -> list[ControlArm]:
+def other_vectors(config: EvaluateConfig) -> dict[Path, SteeringVectors]:
+    """The vectors of other runs, by their files. Raises InputError, before any work, for those that do not fit the model."""
+    others = {path: SteeringVectors.load(path) for path in config.other_vectors}
+    for vectors in others.values():
+        check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
+    return others
+
+
+def control_arms(
+    config: EvaluateConfig, vectors: SteeringVectors, others: Mapping[Path, SteeringVectors], weight: float
+) -> list[ControlArm]:
     """The controls that the options ask for, at the weight of the steered arm."""
-    return [*_asked(config, vectors, weight), *_others(config, weight)]
+    return [*_asked(config, vectors, weight), *(_other(path, other, weight) for path, other in others.items())]
 
 
 def shuffled(vectors: SteeringVectors, seed: int) -> SteeringVectors:
@@ -77,11 +88,7 @@ def _asked(config: EvaluateConfig, vectors: SteeringVectors, weight: float) -> I
             yield ControlArm(Arm("base told the format"), f"the unsteered base, told: {FORMAT_REMINDER}", told_format=True)
 
 
-def _others(config: EvaluateConfig, weight: float) -> Iterator[ControlArm]:
-    base = load_config(config.base_model_name) if config.other_vectors else None
-    for path in config.other_vectors:
-        vectors = SteeringVectors.load(path)
-        check_fit(base, vectors, config.base_model_name)
-        # With a mark of their content: an evaluation that is gone on with must not take other vectors' completions for theirs.
-        name = f"vectors of {'/'.join(path.parts[-2:])} ({vectors_identity(vectors)[:6]})"
-        yield ControlArm(Arm(name, weight), f"the vectors of another run, {path}", vectors)
+def _other(path: Path, vectors: SteeringVectors, weight: float) -> ControlArm:
+    # With a mark of their content: an evaluation that is gone on with must not take other vectors' completions for theirs.
+    name = f"vectors of {'/'.join(path.parts[-2:])} ({vectors_identity(vectors)[:6]})"
+    return ControlArm(Arm(name, weight), f"the vectors of another run, {path}", vectors)

@@ -1,12 +1,14 @@
 """`steerlift evaluate`: base, fine-tuned and steered arms on the same problems, the weight chosen on development problems."""
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.controls import ControlArm, control_arms
+from steerlift.evaluation.controls import ControlArm, control_arms, other_vectors
 from steerlift.evaluation.evidence import groups, p_values, separation
 from steerlift.evaluation.identity import digest, identity, vectors_identity
 from steerlift.evaluation.results import arm_result, best_weight
@@ -28,11 +30,22 @@ from steerlift.steering.vectors import SteeringVectors
 BASE, FINETUNED, STEERED, RANDOM = "base", "finetuned", "steered", "random"
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """The arms that were answered, all of them in the book, and the weight chosen on development problems, if one was."""
+
+    steered: list[Arm]
+    random: list[Arm]
+    controls: list[ControlArm]
+    chosen: float | None
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not in the completions file yet and writes the results. Returns the content of the results file."""
     check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
     vectors = SteeringVectors.load(config.steering_vectors_path)
     check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
+    others = other_vectors(config)
     test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
     dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
     few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
@@ -46,48 +59,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         f"completions go to {book.journal.path}"
     )
     models: Samplers = LocalModels(config) if config.engine == "local" else ServedModels(config)
-    options = SamplingOptions(config.temperature, config.max_completion_length)
-    run = partial(run_arms, book, count=config.num_completions_eval, options=options, seed=config.seed, few_shot=few_shot)
-
-    steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
-    base_with_vectors = models.sampler(config.base_model_name, vectors)
-    chosen = None
     try:
-        if dev:
-            run(base_with_vectors, steered, "dev", dev)
-            on_dev = {arm.weight: book.graded("dev", arm.name, len(dev)) for arm in steered}
-            chosen = best_weight(on_dev, config.pass_at_k[0])
-        run(base_with_vectors, [Arm(BASE), *steered], config.split, test)
-        random = [
-            Arm(f"{RANDOM}:{arm.weight}", arm.weight)
-            for arm in steered
-            if config.random_control and (chosen is None or arm.weight == chosen)
-        ]
-        random_vectors = vectors.random_like(config.seed)
-        run(models.sampler(config.base_model_name, random_vectors), random, config.split, test)
-        controls = control_arms(config, vectors, config.weights[0] if chosen is None else chosen)
-        for control in controls:
-            temperature = options.temperature if control.temperature is None else control.temperature
-            run(
-                models.sampler(config.base_model_name, control.vectors),
-                [control.arm],
-                config.split,
-                control.problems(test),
-                options=replace(options, temperature=temperature),
-            )
-        run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
+        answered = _answer(config, book, models, vectors, others, test, dev, few_shot)
     finally:
         models.release()
-
-    results = _results(config, book, steered, random, controls, len(test))
-    results["groups"] = _groups(config, book, chosen, len(test))
+    results = _results(config, book, answered, len(test), len(dev))
     results["separation"] = separated
-    if chosen is not None:
-        results["chosen"] = {
-            "weight": str(chosen),
-            "num_dev_problems": len(dev),
-            "dev": _dev_scores(config, book, steered, len(dev)),
-        }
     results["settings"] = {name: value for name, value in asdict(config).items() if name != "overwrite"} | {
         "output_path": str(config.output_path),
         "steering_vectors_path": str(config.steering_vectors_path),
@@ -101,14 +78,45 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
-def _results(
+def _answer(
     config: EvaluateConfig,
     book: Gradebook,
-    steered: list[Arm],
-    random: list[Arm],
-    controls: list[ControlArm],
-    count: int,
-) -> dict[str, Any]:
+    models: Samplers,
+    vectors: SteeringVectors,
+    others: Mapping[Path, SteeringVectors],
+    test: Sequence[Problem],
+    dev: Sequence[Problem],
+    few_shot: Sequence[Problem],
+) -> _Answered:
+    """Has every arm answer what it has not answered yet."""
+    options = SamplingOptions(config.temperature, config.max_completion_length)
+    run = partial(run_arms, book, count=config.num_completions_eval, options=options, seed=config.seed, few_shot=few_shot)
+    steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
+    base_with_vectors = models.sampler(config.base_model_name, vectors)
+    chosen = None
+    if dev:
+        run(base_with_vectors, steered, "dev", dev)
+        on_dev = {arm.weight: book.graded("dev", arm.name, len(dev)) for arm in steered}
+        chosen = best_weight(on_dev, config.pass_at_k[0])
+    run(base_with_vectors, [Arm(BASE), *steered], config.split, test)
+    random = [
+        Arm(f"{RANDOM}:{arm.weight}", arm.weight)
+        for arm in steered
+        if config.random_control and (chosen is None or arm.weight == chosen)
+    ]
+    run(models.sampler(config.base_model_name, vectors.random_like(config.seed)), random, config.split, test)
+    controls = control_arms(config, vectors, others, config.weights[0] if chosen is None else chosen)
+    for control in controls:
+        temperature = options.temperature if control.temperature is None else control.temperature
+        sampler = models.sampler(config.base_model_name, control.vectors)
+        asked = control.problems(test)
+        run(sampler, [control.arm], config.split, asked, options=replace(options, temperature=temperature))
+    run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
+    return _Answered(steered, random, controls, chosen)
+
+
+def _results(config: EvaluateConfig, book: Gradebook, answered: _Answered, count: int, dev_count: int) -> dict[str, Any]:
+    """All that is computed from the book."""
     ks, seed = config.pass_at_k, config.seed
     base = book.graded(config.split, BASE, count)
     finetuned = book.graded(config.split, FINETUNED, count)
@@ -119,15 +127,24 @@ def _results(
     results: dict[str, Any] = {
         "base_model": arm_result(base, ks, seed),
         "finetuned_model": arm_result(finetuned, ks, seed, base),
-        "base_with_steering": {str(arm.weight): against_both(arm) for arm in steered},
+        "base_with_steering": {str(arm.weight): against_both(arm) for arm in answered.steered},
     }
-    if random:
-        results["random_control"] = {str(arm.weight): against_both(arm) for arm in random}
-    if controls:
-        results["controls"] = {c.arm.name: {"about": c.about, "weight": c.arm.weight, **against_both(c.arm)} for c in controls}
-    tested = {str(arm.weight): book.graded(config.split, arm.name, count) for arm in steered}
+    tested = {str(arm.weight): book.graded(config.split, arm.name, count) for arm in answered.steered}
     for weight, values in p_values(tested, base, ks[0], seed).items():
         results["base_with_steering"][weight].update(values)
+    if answered.random:
+        results["random_control"] = {str(arm.weight): against_both(arm) for arm in answered.random}
+    if answered.controls:
+        results["controls"] = {
+            c.arm.name: {"about": c.about, "weight": c.arm.weight, **against_both(c.arm)} for c in answered.controls
+        }
+    results["groups"] = _groups(config, book, answered.chosen, count)
+    if answered.chosen is not None:
+        results["chosen"] = {
+            "weight": str(answered.chosen),
+            "num_dev_problems": dev_count,
+            "dev": _dev_scores(config, book, answered.steered, dev_count),
+        }
     return results
 
 

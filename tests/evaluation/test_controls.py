@@ -13,7 +13,7 @@ from steerlift.evaluation.evaluate import evaluate
 from steerlift.evaluation.results import scores
 from steerlift.problems.load import load_problems
 from steerlift.problems.separation import fingerprints
-from steerlift.records.errors import InputError
+from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.seen import SEEN
 from steerlift.report.tables import print_results
 from steerlift.scoring.statistics import holm, paired_p_value
@@ -150,3 +150,9 @@ def test_several_weights_are_corrected_for(config):
     arms = evaluate(replace(config, weights=(0.25, 0.5, 1.0)))["base_with_steering"].values()
     alone, corrected = ([arm[key] for arm in arms] for key in ("difference_p", "difference_p_holm"))
     assert corrected == pytest.approx(holm(alone))
+
+
+def test_vectors_of_another_run_are_looked_at_before_any_work(controlled, no_sampling, tmp_path):
+    with pytest.raises(MissingInputError, match="no such file"):
+        evaluate(replace(controlled, other_vectors=(tmp_path / "absent.safetensors",)))
+    assert not controlled.output_path.exists()
