@@ -25,12 +25,17 @@ _READ_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _SETTLE_SECONDS = 0.2
 
 
+def process_count() -> int:
+    """How many processes were started to train together, known before they have met."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 class Processes:
     """This process among `count`; `main` is the one that writes."""
 
     def __init__(self, device: torch.device, precision: Precision) -> None:
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and device.index is not None:
+        if process_count() > 1 and device.index is not None:
             raise InputError(f"--device {device} names one device for several processes; leave the number out")
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",

@@ -39,7 +39,7 @@ from steerlift.training.learner import AdamOptions, Learner
 from steerlift.training.lora import add_adapters, import_peft
 from steerlift.training.policy_loss import liger_loss
 from steerlift.training.policy_sampling import LocalPolicy, PolicySampler
-from steerlift.training.processes import Processes
+from steerlift.training.processes import Processes, process_count
 from steerlift.training.reference import Reference
 from steerlift.training.run_log import RunLog, check_folder
 from steerlift.training.served_policy import ServedPolicy
@@ -90,12 +90,13 @@ def run(config: TrainConfig, load: Load, make_sampler: MakeSampler, make_trainer
     check_extras(config)
     device = choose_device(config.device)
     precision = choose_precision(config.dtype, device)
-    processes = Processes(device, precision)
-    if config.gradient_accumulation_steps < processes.count:
+    # Before they meet: one that ends while another is still connecting would break that one's connection.
+    if config.gradient_accumulation_steps < process_count():
         raise InputError(
-            f"--gradient_accumulation_steps {config.gradient_accumulation_steps} on {processes.count} processes: expected at "
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps} on {process_count()} processes: expected at "
             "least one problem for each, as a group stays on one; raise it"
         )
+    processes = Processes(device, precision)
     check_folder(config)  # on every process: all stop at what one would
     processes.wait()  # before anything is written there
     done = _step_to_resume(config)
