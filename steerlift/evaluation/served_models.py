@@ -14,7 +14,7 @@ from steerlift.records.progress import say
 from steerlift.sampling.hand_over import give_weights, save_weights, scratch_folder, weight_version
 from steerlift.sampling.remote import RemoteSampler
 from steerlift.sampling.sampler import Sampler
-from steerlift.sampling.server import Server
+from steerlift.sampling.server import Server, check_serves
 from steerlift.serving.find import current_key, find_folder, find_key
 from steerlift.serving.private import WEIGHTS
 from steerlift.serving.tokenizer_digest import tokenizer_digest
@@ -91,11 +91,7 @@ class ServedModels:
         here = {"architecture": architecture(load_config(model)), "tokenizer_digest": tokenizer_digest(self.tokenizer)}
         if self.config.dtype != "auto":
             here["dtype"] = self.config.dtype
-        for name, value in here.items():
-            if info.get(name) != value:
-                raise InputError(
-                    f"{url} has {name} {info.get(name)}, {model} here has {value}; start the server with that model and --dtype"
-                )
+        check_serves(url, info, here, f"{model} here", "start the server with that model and --dtype")
         self._names[server.url] = str(info["model"])
         return server
 

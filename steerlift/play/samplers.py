@@ -8,7 +8,7 @@ from steerlift.records.errors import InputError, MissingInputError, ServerError
 from steerlift.records.progress import say
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import StreamingSampler
-from steerlift.sampling.server import Server
+from steerlift.sampling.server import Server, check_serves
 from steerlift.serving.find import current_key, find_key
 from steerlift.serving.tokenizer_digest import tokenizer_digest
 from steerlift.steering.models import (
@@ -51,12 +51,7 @@ def _served(config: PlayConfig, vectors: SteeringVectors) -> tuple[StreamingSamp
         "architecture": architecture(load_config(config.base_model_name)),
         "tokenizer_digest": tokenizer_digest(tokenizer),
     }
-    for name, value in here.items():
-        if info.get(name) != value:
-            raise InputError(
-                f"{config.server} has {name} {info.get(name)}, {config.base_model_name} here has {value};"
-                " start the server with that model"
-            )
+    check_serves(config.server, info, here, f"{config.base_model_name} here", "start the server with that model")
     content = vectors.content()
     steering = f"play-{hashlib.sha256(content).hexdigest()[:32]}"
 

@@ -1,7 +1,7 @@
 """One vLLM server of `steerlift serve` as a client sees it: requests with its key, and patience when it does not answer."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +88,13 @@ class Server:
             raise ServerError(f"{self.url}{path}: {type(error).__name__} {error}".rstrip()) from error
         check_answer(answer, f"{self.url}{path}")
         return answer
+
+
+def check_serves(url: str, info: Mapping[str, Any], expected: Mapping[str, str], who: str, advice: str) -> None:
+    """Raises InputError where what a server says of itself is not what its client, `who`, expects: the first that differs."""
+    for name, value in expected.items():
+        if info.get(name) != value:
+            raise InputError(f"{url} has {name} {info.get(name)}, {who} has {value}; {advice}")
 
 
 def check_answer(answer: httpx2.Response, where: str) -> None:

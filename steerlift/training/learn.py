@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -28,7 +27,6 @@ from steerlift.steering.models import (
     hidden_size,
     load_config,
     load_model,
-    load_tokenizer,
     text_config,
 )
 from steerlift.steering.precision import Precision
@@ -57,7 +55,7 @@ def learn(config: LearnConfig) -> SteeringVectors:
     if config.finetuned_checkpoint is not None:
         check_same_architecture(config.model_name, config.finetuned_checkpoint)
     learning = _Learning(config)
-    checkpoint = run(config, learning.load, learning.sampler, learning.trainer)
+    checkpoint = run(config, learning.choose_problems, learning.load, learning.sampler, learning.trainer)
     with replacing(learned_path(config.output_dir)) as temporary:
         shutil.copyfile(vectors_path(checkpoint), temporary)
     return SteeringVectors.load(learned_path(config.output_dir))
@@ -79,10 +77,11 @@ class _Learning:
         if self.start is not None:
             check_fit(load_config(config.model_name), self.start, config.model_name)
 
-    @cached_property
-    def problems(self) -> tuple[list[Problem], list[Problem]]:
-        """The worked examples and the problems to learn from."""
-        return training_problems(self.config, load_tokenizer(self.config.model_name))
+    def choose_problems(self, tokenizer: Tokenizer) -> tuple[list[Problem], list[Problem]]:
+        """The worked examples and the problems to learn from, kept for what follows."""
+        self.tokenizer = tokenizer
+        self.few_shot, self.problems = training_problems(self.config, tokenizer)
+        return self.few_shot, self.problems
 
     def load(self, processes: Processes, precision: Precision, attention: str, done: int | None) -> Model:
         """The base model with its vectors, as they began or as the checkpoint has them."""
@@ -121,15 +120,14 @@ class _Learning:
         attention = learner.model.config._attn_implementation
         finetuned = load_model(config.finetuned_checkpoint, learner.processes.device, learner.precision.weights, attention)
         finetuned.requires_grad_(False)
-        few_shot, problems = self.problems
         # All that the steps will take, each once: the first of the seeded order, or every problem of it.
         count = config.num_train_iters * config.gradient_accumulation_steps
-        needed = _distinct(problems_of_step(problems, 1, count, config.seed))
+        needed = _distinct(problems_of_step(self.problems, 1, count, config.seed))
         journal = Journal(config.output_dir / COMPLETIONS_TO_LEARN_FROM)
         if log is None:  # the process that writes has sampled them all
             learner.processes.wait()
         with torch.no_grad(), learner.precision.context(learner.processes.device):
-            examples = finetuned_examples(finetuned, tokenizer, needed, few_shot, config, journal)
+            examples = finetuned_examples(finetuned, tokenizer, needed, self.few_shot, config, journal)
         if log is not None:
             learner.processes.wait()
         return DistillTrainer(config, learner, tokenizer, policy, log, finetuned, examples)
@@ -145,14 +143,13 @@ class _Learning:
         return TrainableVectors(start, self._scales(model), self._metadata(model))
 
     def _scales(self, model: Model) -> dict[int, float]:
-        few_shot, problems = self.problems
-        tokenizer = load_tokenizer(self.config.model_name)
-        prompts = [encode_prompt(tokenizer, p.problem, few_shot=few_shot) for p in problems[:_SCALE_PROMPTS]]
+        chosen = self.problems[:_SCALE_PROMPTS]
+        prompts = [encode_prompt(self.tokenizer, problem.problem, few_shot=self.few_shot) for problem in chosen]
         norms = mean_activations(model, [TokenSequence(tuple(ids), len(ids)) for ids in prompts], "prompt").norm_L
         return {layer: scale_of(float(norms[layer]), hidden_size(model)) for layer in self.layers}
 
     def _metadata(self, model: Model) -> dict[str, str]:
-        config, problems = self.config, self.problems[1]
+        config, problems = self.config, self.problems
         before = {} if self.start is None else dict(self.start.metadata)
         start = "" if self.start is None else f", from {before.get('method', 'vectors')} x {config.start_weight:g}"
         return {

@@ -16,7 +16,7 @@ from steerlift.sampling.hand_over import give_weights, save_weights, scratch_fol
 from steerlift.sampling.remote import RemoteSampler
 from steerlift.sampling.rollouts import SampledProblem, Task, sample_tasks
 from steerlift.sampling.sampler import OnDone, SamplingOptions
-from steerlift.sampling.server import Patience, Server
+from steerlift.sampling.server import Patience, Server, check_serves
 from steerlift.serving.find import current_key
 from steerlift.serving.private import WEIGHTS, private_folder
 from steerlift.serving.tokenizer_digest import tokenizer_digest
@@ -117,12 +117,8 @@ class ServedPolicy:
             "dtype": str(precision.autocast or precision.weights).removeprefix("torch."),
             "weight_transfer": "file",
         }
-        for name, value in here.items():
-            if info.get(name) != value:
-                raise InputError(
-                    f"--use_vllm: {self.server.url} has {name} {info.get(name)}, training has {value}; start the server with "
-                    "the model that is trained and the same --dtype"
-                )
+        advice = "start the server with the model that is trained and the same --dtype"
+        check_serves(f"--use_vllm: {self.server.url}", info, here, "training", advice)
         return str(info["model"])
 
     def _give_weights(self, server: Server) -> None:

@@ -1,6 +1,6 @@
 """`steerlift train`: loads what a run needs, warms up if asked, and hands over to the trainer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,9 @@ from steerlift.training.trackers import check_trackers
 from steerlift.training.trainer import Trainer, naming_divergence, naming_memory
 from steerlift.training.warmup import warm_up, worked_solutions
 
+ChooseProblems = Callable[[Tokenizer], tuple[list[Problem], list[Problem]]]
+"""The worked examples and the problems to train on; called once a run may begin."""
+
 
 class Load(Protocol):
     """Loads the model with what is trained in it wanting gradients, as the checkpoint of step `done` has it."""
@@ -82,10 +85,13 @@ def train(config: TrainConfig) -> Path:
     ) -> Trainer:
         return GrpoTrainer(config, learner, tokenizer, policy, rewards, log, reference)
 
-    return run(config, partial(_load_policy, config), partial(_policy_sampler, config), trainer)
+    problems = partial(training_problems, config)
+    return run(config, problems, partial(_load_policy, config), partial(_policy_sampler, config), trainer)
 
 
-def run(config: TrainConfig, load: Load, make_sampler: MakeSampler, make_trainer: MakeTrainer) -> Path:
+def run(
+    config: TrainConfig, choose_problems: ChooseProblems, load: Load, make_sampler: MakeSampler, make_trainer: MakeTrainer
+) -> Path:
     """Trains, evaluates and saves as configured; every process that takes part calls it. Returns the last checkpoint."""
     check_extras(config)
     device = choose_device(config.device)
@@ -102,7 +108,7 @@ def run(config: TrainConfig, load: Load, make_sampler: MakeSampler, make_trainer
     done = _step_to_resume(config)
 
     tokenizer = load_tokenizer(config.model_name)
-    few_shot, problems = training_problems(config, tokenizer)
+    few_shot, problems = choose_problems(tokenizer)
     held_out = load_problems(config.problems, config.eval_split, config.eval_size, config.seed, config.data_dir)
     attention = choose_attention(config.attention, processes.device)
     warming = bool(config.sft_steps) and done is None
