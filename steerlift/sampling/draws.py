@@ -8,6 +8,8 @@ from torch import Tensor
 
 # The largest number that inverse_cdf may see: just enough below 1 that u * total stays below the float32 total.
 _BELOW_ONE = 1.0 - 2.0**-22
+# Tokens of a block: about the square root of a vocabulary.
+_BLOCK = 256
 
 
 def row_seed(*parts: int) -> int:
@@ -29,14 +31,31 @@ def choose_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> 
     that of temperature 1.
     """
     scaled_RV = logits_RV.float() / (temperature or 1.0)
-    logprobs_RV = scaled_RV.log_softmax(-1)
-    if temperature == 0:
-        tokens_R = logprobs_RV.argmax(-1)
-    else:
-        cumulative_RV = logprobs_RV.exp().cumsum(-1)
-        # The total differs from 1 by rounding; scaling by it keeps every token's share.
-        targets_R = uniforms_R * cumulative_RV[:, -1]
-        tokens_R = torch.searchsorted(cumulative_RV, targets_R[:, None], right=True).squeeze(1)
-        # Only logits that are not numbers get there; their logprob is not a number either, which the caller checks.
-        tokens_R = tokens_R.clamp(max=logits_RV.shape[1] - 1)
-    return tokens_R, logprobs_RV.gather(1, tokens_R[:, None]).squeeze(1)
+    peak_R1 = scaled_RV.amax(-1, keepdim=True)
+    shares_RV = (scaled_RV - peak_R1).exp_()  # unnormalised: each row's largest is 1
+    tokens_R = scaled_RV.argmax(-1) if temperature == 0 else _inverse_cdf(shares_RV, uniforms_R)
+    chosen_R1 = scaled_RV.gather(1, tokens_R[:, None])
+    return tokens_R, (chosen_R1 - peak_R1).squeeze(1) - shares_RV.sum(-1).log()
+
+
+def _inverse_cdf(shares_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    """The token of each row in which uniform x total falls, shape (rows,).
+
+    First the block of tokens, then the token in it: a running sum over a whole vocabulary is slow, and less exact.
+    """
+    rows, vocabulary = shares_RV.shape
+    whole = vocabulary // _BLOCK * _BLOCK
+    sums_RB = shares_RV[:, :whole].reshape(rows, whole // _BLOCK, _BLOCK).sum(-1)
+    sums_RB = torch.cat([sums_RB, shares_RV[:, whole:].sum(-1, keepdim=True)], dim=1)
+    cumulative_RB = sums_RB.cumsum(-1)
+    targets_R1 = (uniforms_R * cumulative_RB[:, -1])[:, None]
+    # Only logits that are not numbers get beyond the end; their logprob is not a number either, which the caller checks.
+    block_R1 = torch.searchsorted(cumulative_RB, targets_R1, right=True).clamp(max=sums_RB.shape[1] - 1)
+    before_R1 = (cumulative_RB - sums_RB).gather(1, block_R1)
+    places_RC = block_R1 * _BLOCK + torch.arange(_BLOCK, device=shares_RV.device)
+    within_RC = shares_RV.gather(1, places_RC.clamp(max=vocabulary - 1)) * (places_RC < vocabulary)
+    within_RC = within_RC.cumsum(-1)
+    # The two sums are rounded differently; what falls just beside the block is taken for its edge.
+    targets_R1 = (targets_R1 - before_R1).clamp(min=0).minimum(within_RC[:, -1:] * _BELOW_ONE)
+    offset_R1 = torch.searchsorted(within_RC, targets_R1, right=True)
+    return (block_R1 * _BLOCK + offset_R1).squeeze(1).clamp(max=vocabulary - 1)

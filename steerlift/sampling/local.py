@@ -1,7 +1,7 @@
 """Samples on this machine, on any transformers causal language model, in batches that share work.
 
-Each prompt is prefilled once for all its completions, rows leave the batch as they finish, and each row carries its own
-steering weight and random numbers.
+What all prompts begin with is prefilled once, the rest of each prompt once for all its completions, rows leave the batch as
+they finish, and each row carries its own steering weight and random numbers.
 """
 
 import inspect
@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from steerlift.records.errors import InputError, NotFiniteError
 from steerlift.records.progress import say
 from steerlift.records.types import Completion
+from steerlift.sampling.cache import can_split_rows, keeps_all_tokens, new_cache
 from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
 from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
@@ -25,6 +25,10 @@ from steerlift.steering.models import Model, Tokenizer, end_token_ids, memory_bu
 from steerlift.steering.vectors import SteeringVectors
 
 MOST_ROWS = 1024
+# A shorter beginning costs more as a forward pass of its own than it saves.
+_LEAST_SHARED = 16
+# Rows that have ended stay in the batch until they are this share of it: taking rows out copies the keys and values of the rest.
+_MOST_ENDED = 1 / 8
 
 T = TypeVar("T")
 
@@ -44,7 +48,8 @@ class LocalSampler:
         self._only_last_logits = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
-        self._can_split = all(isinstance(layer, DynamicLayer) for layer in _new_cache(model).layers)
+        self._can_split = can_split_rows(model)
+        self._can_share_beginnings = self._can_split and keeps_all_tokens(model)
         if not self._can_split:
             say(f"{type(model).__name__}: its cache cannot be split by rows; sampling falls back to transformers' generate")
 
@@ -123,22 +128,21 @@ class LocalSampler:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and logprobs, shape (rows, max_completion_length), and lengths, shape (rows,)."""
         device, limit = self.model.device, options.max_completion_length
-        prompts_PT, mask_PT = self._padded([request.prompt_ids for request in requests])
-        positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
-        cache = _new_cache(self.model)
-        logits_PV = self._forward(prompts_PT, mask_PT, positions_PT, cache)
+        cache = new_cache(self.model)
+        logits_PV, mask_PT, last_P = self._prefill(requests, steering, cache)
 
         # From here on a row is a completion: each takes over its prompt's cache.
         prompt_of_row = torch.tensor(_per_row(list(range(len(requests))), requests), device=device)
         weights_R = torch.tensor(_per_row([request.weight for request in requests], requests))
         cache.batch_select_indices(prompt_of_row)
         logits_RV = logits_PV[prompt_of_row]
-        positions_R = positions_PT[prompt_of_row, -1]
-        prompt_length = prompts_PT.shape[1]
+        positions_R = last_P[prompt_of_row]
+        prompt_length = mask_PT.shape[1]
         mask_RT = torch.nn.functional.pad(mask_PT[prompt_of_row], (0, limit), value=1)
         draws_RT = uniforms([seed for request in requests for seed in request.seeds], limit).to(device)
         request_of_row = _per_row(requests, requests)
-        rows = torch.arange(len(prompt_of_row), device=device)  # the rows still running
+        rows = torch.arange(len(prompt_of_row), device=device)  # the rows in the batch
+        running_R = torch.ones_like(rows, dtype=torch.bool)  # and which of them have not ended
         if steering is not None:
             steering.set_weight(weights_R)
 
@@ -147,31 +151,61 @@ class LocalSampler:
         lengths_R = torch.full((len(rows),), limit, device=device)
         for step in range(limit):
             tokens_R, logprobs_R = choose_tokens(logits_RV, draws_RT[rows, step], options.temperature)
-            if not bool(torch.isfinite(logprobs_R).all()):
+            if not bool(torch.isfinite(logprobs_R[running_R]).all()):
                 raise NotFiniteError(f"{type(self.model).__name__}: its logits are not finite; its weights are damaged")
-            tokens_RT[rows, step], logprobs_RT[rows, step] = tokens_R, logprobs_R
+            going = rows[running_R]
+            tokens_RT[going, step], logprobs_RT[going, step] = tokens_R[running_R], logprobs_R[running_R]
             if on_token is not None:
-                for row, token, logprob in zip(rows.tolist(), tokens_R.tolist(), logprobs_R.tolist(), strict=True):
-                    on_token(request_of_row[row], token, logprob)
-            ended_R = torch.isin(tokens_R, self._end_ids)
+                for row in going.tolist():
+                    on_token(request_of_row[row], int(tokens_RT[row, step]), float(logprobs_RT[row, step]))
+            ended_R = running_R & torch.isin(tokens_R, self._end_ids)
             if bool(ended_R.any()):
                 lengths_R[rows[ended_R]] = step + 1
-                keep = (~ended_R).nonzero().squeeze(1)
-                on_done(len(rows) - len(keep))
-                rows, tokens_R, mask_RT, positions_R = rows[keep], tokens_R[keep], mask_RT[keep], positions_R[keep]
-                if len(rows) == 0:
-                    break
-                cache.batch_select_indices(keep)
-                if steering is not None:
-                    steering.set_weight(weights_R[rows.cpu()])
+                on_done(int(ended_R.sum()))
+                running_R &= ~ended_R
+                keep = running_R.nonzero().squeeze(1)
+                if len(keep) == 0:
+                    return tokens_RT, logprobs_RT, lengths_R
+                if len(keep) <= (1 - _MOST_ENDED) * len(rows):
+                    rows, tokens_R, mask_RT, positions_R = rows[keep], tokens_R[keep], mask_RT[keep], positions_R[keep]
+                    running_R = running_R[keep]
+                    cache.batch_select_indices(keep)
+                    if steering is not None:
+                        steering.set_weight(weights_R[rows.cpu()])
             if step + 1 < limit:
                 positions_R = positions_R + 1
                 logits_RV = self._forward(
                     tokens_R[:, None], mask_RT[:, : prompt_length + step + 1], positions_R[:, None], cache
                 )
-        if len(rows):
-            on_done(len(rows))
+        on_done(int(running_R.sum()))
         return tokens_RT, logprobs_RT, lengths_R
+
+    def _prefill(
+        self, requests: list[Request], steering: Steering | None, cache: DynamicCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes every prompt into the cache: next-token logits (P, V), what is no padding (P, T), each's last position (P,).
+
+        The beginning that all prompts share is taken in once for every weight there is among them.
+        """
+        prompts = [request.prompt_ids for request in requests]
+        weights = [request.weight for request in requests]
+        different = list(dict.fromkeys(weights))
+        shared = _shared_beginning(prompts) if self._can_share_beginnings and len(different) < len(requests) else 0
+        if shared >= _LEAST_SHARED:
+            if steering is not None:
+                steering.set_weight(different)
+            beginnings_WT = torch.tensor([prompts[0][:shared]] * len(different), device=self.model.device)
+            positions_WT = torch.arange(shared, device=self.model.device).expand_as(beginnings_WT)
+            self._forward(beginnings_WT, torch.ones_like(beginnings_WT), positions_WT, cache)
+            cache.batch_select_indices(torch.tensor([different.index(weight) for weight in weights], device=self.model.device))
+        else:
+            shared = 0
+        if steering is not None:
+            steering.set_weight(weights)
+        rests_PT, mask_PT = self._padded([prompt[shared:] for prompt in prompts])
+        positions_PT = shared + (mask_PT.cumsum(-1) - 1).clamp(min=0)
+        mask_PT = torch.nn.functional.pad(mask_PT, (shared, 0), value=1)
+        return self._forward(rests_PT, mask_PT, positions_PT, cache), mask_PT, positions_PT[:, -1]
 
     def _forward(self, ids_RT: Tensor, mask_RT: Tensor, positions_RT: Tensor, cache: DynamicCache) -> Tensor:
         output = self.model(
@@ -220,8 +254,12 @@ def rows_that_fit(model: Model, length: int) -> int:
     return max(1, min(MOST_ROWS, memory_budget(model.device) // int(per_row)))
 
 
-def _new_cache(model: Model) -> DynamicCache:
-    return DynamicCache(config=model.config)
+def _shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with, less the last one of each: its logits are wanted."""
+    # The first and the last in order differ earliest.
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
 
 
 def _ignore(count: int) -> None:

@@ -2,8 +2,10 @@ import pytest
 import torch
 from tiny_models import END, HIDDEN, SpellingTokenizer, random_prompts, tiny_model
 from transformers import AutoModelForCausalLM, Lfm2Config
+from transformers.cache_utils import DynamicLayer
 
 from steerlift.records.errors import InputError
+from steerlift.sampling.cache import RoomyLayer, keeps_all_tokens
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import Request, SamplingOptions
 from steerlift.steering.apply import steer
@@ -81,6 +83,46 @@ def test_each_row_is_steered_by_its_own_weight(family):
             with steer(family, vectors, weight):
                 expected = generated(family, prompt)
             assert [c.token_ids for c in next(sampled)] == [expected, expected]
+
+
+def test_what_prompts_begin_with_is_computed_once_for_each_weight_and_changes_nothing(family):
+    beginning = random_prompts(24)[0]
+    prompts = [beginning + rest for rest in random_prompts(1, 9, 4)]
+    vectors = SteeringVectors({0: 0.5 * torch.randn(HIDDEN), 2: 0.5 * torch.randn(HIDDEN)})
+    requests = [Request(prompt, (1, 2), weight) for prompt in prompts for weight in (0.0, 1.5)]
+    widths = []
+    hook = family.get_input_embeddings().register_forward_hook(lambda _module, ids, _states: widths.append(ids[0].shape))
+    sampled = LocalSampler(family, SpellingTokenizer(), vectors).sample(requests, SamplingOptions(0.7, LIMIT))
+    hook.remove()
+    shared = [(2, 24), (6, 9)] if keeps_all_tokens(family) else [(6, 33)]
+    assert [tuple(shape) for shape in widths[: len(shared)]] == shared
+    for request, completions in zip(requests, sampled, strict=True):
+        for completion in completions:
+            with steer(family, vectors, request.weight):
+                expected = full_forward_logprobs(family, request.prompt_ids, completion, 0.7)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=1e-4)
+
+
+def test_models_that_look_back_through_a_window_are_told_apart():
+    seen = {name: keeps_all_tokens(tiny_model(name)) for name in ("qwen2", "llama", "mistral", "gemma2")}
+    assert seen == {"qwen2": True, "llama": True, "mistral": False, "gemma2": False}
+
+
+def test_a_cache_with_room_holds_what_transformers_cache_holds():
+    torch.manual_seed(0)
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    rows = 3
+    for step in range(150):
+        tokens = 40 if step == 0 else 1
+        new = torch.randn(2, rows, 2, tokens, 4)
+        for given, expected in zip(roomy.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(given, expected)
+        if step in (1, 70):
+            chosen = torch.tensor([1, 1, 0, 2]) if step == 1 else torch.tensor([3, 0])
+            roomy.batch_select_indices(chosen)
+            plain.batch_select_indices(chosen)
+            rows = len(chosen)
+        assert roomy.get_seq_length() == plain.get_seq_length() == 40 + step
 
 
 def test_any_of_several_end_tokens_ends_a_completion(qwen2):
