@@ -14,6 +14,7 @@ import tyro
 from steerlift.commands.cores import share_cores
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.commands.launch import start_asked_processes
+from steerlift.evaluation.choose_config import ChooseConfig
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.search_config import SearchConfig
 from steerlift.exports.config import ExportConfig
@@ -34,6 +35,14 @@ def _demo(config: DemoConfig) -> None:
     from steerlift.commands.demo import demo
 
     demo(config)
+
+
+def _choose(config: ChooseConfig) -> None:
+    from steerlift.evaluation.choose import choose
+    from steerlift.report.tables import print_chosen
+
+    chosen = choose(config)
+    print_chosen(chosen.histogram, chosen.chosen, chosen.counts, chosen.paths)
 
 
 def _train(config: TrainConfig) -> None:
@@ -135,6 +144,7 @@ def _serve(config: ServeConfig) -> None:
 
 
 _VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "choose": (ChooseConfig, _choose),
     "train": (TrainConfig, _train),
     "extract": (ExtractConfig, _extract),
     "learn": (LearnConfig, _learn),
@@ -152,7 +162,7 @@ _VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
-_COMPUTING = (_train, _learn, _extract, _inspect, _evaluate, _search, _export, _play, _demo)
+_COMPUTING = (_choose, _train, _learn, _extract, _inspect, _evaluate, _search, _export, _play, _demo)
 
 
 def main() -> int:

@@ -4,11 +4,13 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from steerlift.records.errors import InputError, MissingInputError
+from steerlift.records.runs import replacing
 from steerlift.records.types import Problem
 
 FIELDS = ("problem", "answer", "solution", "subject", "level", "unique_id")
@@ -33,6 +35,23 @@ def read_problems(path: Path) -> list[Problem]:
     if not problems:
         raise InputError(f"{path}: got a file without a record; expected one JSON object with a problem per line")
     return problems
+
+
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """Writes what `read_problems` reads back as the same problems, whole or not at all; gzipped where the name ends in .gz.
+
+    Raises InputError when there is no problem, as no file of none can be read, and when the file cannot be written.
+    """
+    content = "".join(json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems).encode("utf-8")
+    if not content:
+        raise InputError(f"{path}: got no problem to write; expected at least one")
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)  # the same bytes for the same problems
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; make room or name another place") from error
 
 
 def problem_from(record: Mapping[str, Any], where: str, default_id: str = "") -> Problem:

@@ -43,7 +43,8 @@ def load_problems(
             files (and optionally `dev`). A path may also be relative to `data_dir` or to $STEERLIFT_DATA.
         split: No problem text stands in two splits, whatever the seeds. Test is the test file; train is the train file
             less test; dev, where it has no file, is carved out of train by hash (10 %, at most 500). A single file is
-            divided by hash: 20 % test, 10 % dev, the rest train.
+            divided by hash: 20 % test, 10 % dev, the rest train. What a folder's `examples` file holds is in neither train
+            nor dev: it is kept for `load_worked_examples`.
         size: A size beyond what there is returns all there is (the original asks 12,000 of MATH; 11,497 are left).
         seed: Which problems are taken, and their order. A smaller size gives the beginning of a larger one.
         data_dir: A folder with `<source>/train.jsonl.gz` and so on, or with the files themselves, instead of
@@ -77,6 +78,10 @@ def load_worked_examples(
 ) -> list[Problem]:
     """The first `count` problems of the seeded training sample that have a solution of at most LONGEST_SOLUTION characters.
 
+    Of a folder with an `examples` file (.jsonl or .jsonl.gz) they are instead the first `count` of that file, in its order,
+    that have a solution: the same whatever the seed, and however few training problems are left in the folder. One that is
+    (nearly) a test problem is left out. `steerlift choose` writes such a file.
+
     They are what `render_prompt` takes as `few_shot`; give them to load_problems as `held_out` to train on other problems.
     Raises InputError for a count below 0 or when there are fewer, and what load_problems raises.
     """
@@ -84,6 +89,10 @@ def load_worked_examples(
         raise InputError(f"few_shot: got {count}; expected at least 0")
     if count == 0:
         return []
+    place = problems_place(source, data_dir)
+    file = _examples_file(place)
+    if place is not None and file is not None:
+        return _first_examples(source, place, file, count)
     problems = load_problems(source, "train", None, seed, data_dir)
     worked = [problem for problem in problems if 0 < len(clean_solution(problem)) <= LONGEST_SOLUTION]
     if len(worked) < count:
@@ -94,13 +103,53 @@ def load_worked_examples(
     return worked[:count]
 
 
+def problems_place(source: str, data_dir: str | Path | None = None) -> Path | None:
+    """The file or folder that `source` means; None for the hub and the embedded problems, which have none.
+
+    Raises MissingInputError where there should be one and is not.
+    """
+    if source == "embedded":
+        return None
+    root = Path(data_dir).expanduser() if data_dir is not None else _environment_folder()
+    if root is not None and not root.is_dir():
+        name = "data_dir" if data_dir is not None else f"${DATA_VARIABLE}"
+        raise MissingInputError(f"{name}: got {root}, which is not a folder; expected one with {source}/train.jsonl.gz")
+    if source in HUB_NAMES:
+        return _named_place(source, root) if root else None
+    candidates = [root / source] if root else []
+    if data_dir is None:
+        candidates.insert(0, Path(source).expanduser())
+    for candidate in candidates:
+        if candidate.is_dir() or (candidate.is_file() and candidate.name.endswith(SUFFIXES)):
+            return candidate
+    raise MissingInputError(
+        f"source: got {source!r}, and there is no {' or '.join(map(str, candidates))}; expected math, gsm8k, embedded,"
+        f" or an existing {' or '.join(SUFFIXES)} file or folder of such files"
+    )
+
+
+def _first_examples(source: str, folder: Path, file: Path, count: int) -> list[Problem]:
+    # A test problem that every prompt shows solved would be no test.
+    examples = _pool(source, read_problems(file), _records(source, folder, "test"))
+    worked = [example for example in examples if clean_solution(example)]
+    if len(worked) < count:
+        raise InputError(
+            f"few_shot: got {len(worked)} problem(s) with a solution in {file}; expected at least {count};"
+            " ask for fewer or add solutions"
+        )
+    return worked[:count]
+
+
 def _split(source: str, split: Split, data_dir: str | Path | None) -> list[Problem]:
-    place = _place(source, data_dir)
+    place = problems_place(source, data_dir)
     if place is not None and place.is_file():
         return _split_of_file(place, split)
     if split == "test":
         return _pool(source, _records(source, place, "test"))
     held_out = _records(source, place, "test")
+    examples_file = _examples_file(place)
+    if examples_file is not None:
+        held_out = held_out + read_problems(examples_file)
     dev_file = _file(place, "dev") if place else None
     if dev_file is None:
         dev, train = _carved(_pool(source, _records(source, place, "train"), held_out), str(place or source))
@@ -155,31 +204,15 @@ def _records(source: str, place: Path | None, split: Literal["train", "test"]) -
     return read_problems(path)
 
 
+def _examples_file(place: Path | None) -> Path | None:
+    return _file(place, "examples") if place is not None and place.is_dir() else None
+
+
 def _file(folder: Path, split: str) -> Path | None:
     found = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
     if len(found) > 1:
         raise InputError(f"{folder}: got both {found[0].name} and {found[1].name}; expected one of them; remove the other")
     return found[0] if found else None
-
-
-def _place(source: str, data_dir: str | Path | None) -> Path | None:
-    """The file or folder that `source` means; None for the hub."""
-    root = Path(data_dir).expanduser() if data_dir is not None else _environment_folder()
-    if root is not None and not root.is_dir():
-        name = "data_dir" if data_dir is not None else f"${DATA_VARIABLE}"
-        raise MissingInputError(f"{name}: got {root}, which is not a folder; expected one with {source}/train.jsonl.gz")
-    if source in HUB_NAMES:
-        return _named_place(source, root) if root else None
-    candidates = [root / source] if root else []
-    if data_dir is None:
-        candidates.insert(0, Path(source).expanduser())
-    for candidate in candidates:
-        if candidate.is_dir() or (candidate.is_file() and candidate.name.endswith(SUFFIXES)):
-            return candidate
-    raise MissingInputError(
-        f"source: got {source!r}, and there is no {' or '.join(map(str, candidates))}; expected math, gsm8k, embedded,"
-        f" or an existing {' or '.join(SUFFIXES)} file or folder of such files"
-    )
 
 
 def _named_place(source: str, root: Path) -> Path:

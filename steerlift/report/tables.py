@@ -70,7 +70,25 @@ def print_training(run: Path, checkpoint: Path) -> None:
             f"{summary['mean_length']:.1f}",
         )
     show(table)
-    print_paths([checkpoint, run / "metrics.jsonl", run / "run_log.json", run / "eval_summary.json"])
+    metrics = run / "metrics.jsonl"  # a run of a warm-up alone has no step in it
+    print_paths([checkpoint, *([metrics] if metrics.exists() else []), run / "run_log.json", run / "eval_summary.json"])
+
+
+def print_chosen(
+    histogram: Mapping[int, int], chosen: Mapping[int, int], counts: Mapping[str, int], paths: Sequence[Path]
+) -> None:
+    """How many problems were answered rightly so often, and how many of them were chosen; what the folder holds."""
+    table = make_table(f"right of {max(histogram)}", "problems", "chosen")
+    for right, problems in histogram.items():
+        table.add_row(f"{right}", f"{problems}", f"{chosen[right]}")
+    show(table)
+    print_lines(
+        [
+            f"{counts['train']} of {counts['answered']} answered training problems chosen; "
+            f"{counts['dev']} dev and {counts['test']} test problems are kept, however often they are solved"
+        ]
+    )
+    print_paths(paths)
 
 
 def print_stages(seconds: Mapping[str, float]) -> None:

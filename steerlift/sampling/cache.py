@@ -11,8 +11,13 @@ from steerlift.steering.models import Model
 _ROOM = 64
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     """A layer's keys and values, each of shape (rows, heads, tokens, size), at the front of tensors with room for more."""
+
+    keys: Tensor
+    values: Tensor
+    _keys: Tensor
+    _values: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Appends the new tokens' states. Returns those of all tokens, as views."""

@@ -27,7 +27,7 @@ from steerlift.steering.vectors import SteeringVectors
 MOST_ROWS = 1024
 # A shorter beginning costs more as a forward pass of its own than it saves.
 _LEAST_SHARED = 16
-# Rows that have ended stay in the batch until they are this share of it: taking rows out copies the keys and values of the rest.
+# Rows that have ended stay in the batch until they are this share of it: taking them out copies all that is left.
 _MOST_ENDED = 1 / 8
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """Sampled completions as tensors: what one step is computed from.
 
 Shapes: P problems, G completions of each, B = P x G, T completion tokens; in a micro-batch R rows (completions), D distinct
-prompts of S tokens, N completion tokens that count, H hidden size.
+prompts of S tokens, the first F of them the same in all, N completion tokens that count, H hidden size.
 """
 
 from collections.abc import Sequence
@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from transformers import DynamicCache
 
 from steerlift.records.types import GradedProblem
 from steerlift.training.grpo import LossType, group_advantages, has_no_signal, token_weights
+from steerlift.training.shared_context import SharedContext, can_share, can_share_beginnings, common_prefix
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Some rows of a step: distinct prompts padded on the left (D, S), completions padded on the right (R, T), which prompt
     each row has, and the advantage and weight in the loss of each of the N completion tokens, row by row.
+
+    `prefix_1F` are the tokens that all prompts begin with, none where they are too few to be worth a pass of their own.
 
     `sampled_logprobs_N` are what the sampler gave; `old_logprobs_N` those of the policy that sampled, computed here, where it
     is no longer the one that is trained;
@@ -33,6 +34,7 @@ class MicroBatch:
     mask_RT: Tensor
     advantages_N: Tensor
     weights_N: Tensor
+    prefix_1F: Tensor
     sampled_logprobs_N: Tensor | None = None
     old_logprobs_N: Tensor | None = None
     reference_logprobs_N: Tensor | None = None
@@ -45,46 +47,30 @@ class MicroBatch:
     def hidden(self, body: nn.Module) -> Tensor:
         """The last hidden states at the positions that predict the tokens that count, shape (N, H): the rest needs no head.
 
-        A prompt that several rows share is computed once, where the model allows: its keys and values serve all its
-        completions, and gradients flow back through them.
+        What all prompts begin with and a prompt that several rows share are computed once each, where the model allows:
+        their keys and values serve all that come after them, and gradients flow back through them.
         """
-        shares = len(self.prompts_DS) < len(self.completions_RT) and _can_share(body)
-        states_RTH = self._shared_states(body) if shares else self._whole_states(body)
+        prefix = self.prefix_1F.shape[1] if can_share_beginnings(body) else 0
+        shares = len(self.prompts_DS) < len(self.completions_RT) and can_share(body)
+        context = SharedContext(body, keeps=shares or prefix > 0)
+        prompts_DS, prompt_mask_DS = self.prompts_DS, self.prompt_mask_DS
+        if prefix:
+            context.read(self.prefix_1F, torch.ones_like(self.prefix_1F))
+            context.repeat(len(prompts_DS))
+            # All prompts lose as many tokens: the rests are padded on the left by as much as the prompts were.
+            prompts_DS, prompt_mask_DS = prompts_DS[:, prefix:], prompt_mask_DS[:, :-prefix]
+        inputs_RT, input_mask_RT = self.completions_RT[:, :-1], self.mask_RT[:, :-1].long()
+        if shares:
+            states_RTH = context.read(prompts_DS, prompt_mask_DS)[self.prompt_of_row_R, -1:]
+            if inputs_RT.shape[1]:
+                context.select(self.prompt_of_row_R)
+                states_RTH = torch.cat([states_RTH, context.read(inputs_RT, input_mask_RT)], dim=1)
+        else:
+            ids_RS = torch.cat([prompts_DS[self.prompt_of_row_R], inputs_RT], dim=1)
+            mask_RS = torch.cat([prompt_mask_DS[self.prompt_of_row_R], input_mask_RT], dim=1)
+            states_RTH = context.read(ids_RS, mask_RS)[:, prompts_DS.shape[1] - 1 :]
         states_NH: Tensor = states_RTH[self.mask_RT]
         return states_NH
-
-    def _shared_states(self, body: nn.Module) -> Tensor:
-        # Without the model's configuration every layer keeps all positions; a sliding window is in the mask anyway.
-        cache = DynamicCache()
-        prompt_positions_DS = _positions(self.prompt_mask_DS)
-        prompt_states_DSH = body(
-            input_ids=self.prompts_DS,
-            attention_mask=self.prompt_mask_DS,
-            position_ids=prompt_positions_DS,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        first_R1H: Tensor = prompt_states_DSH[self.prompt_of_row_R, -1:]
-        inputs_RT = self.completions_RT[:, :-1]
-        if inputs_RT.shape[1] == 0:
-            return first_R1H
-        cache.batch_select_indices(self.prompt_of_row_R)
-        steps_T = torch.arange(1, inputs_RT.shape[1] + 1, device=inputs_RT.device)
-        states_RTH = body(
-            input_ids=inputs_RT,
-            attention_mask=torch.cat([self.prompt_mask_DS[self.prompt_of_row_R], self.mask_RT[:, :-1].long()], dim=1),
-            position_ids=prompt_positions_DS[self.prompt_of_row_R, -1:] + steps_T,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return torch.cat([first_R1H, states_RTH], dim=1)
-
-    def _whole_states(self, body: nn.Module) -> Tensor:
-        ids_RS = torch.cat([self.prompts_DS[self.prompt_of_row_R], self.completions_RT[:, :-1]], dim=1)
-        mask_RS = torch.cat([self.prompt_mask_DS[self.prompt_of_row_R], self.mask_RT[:, :-1].long()], dim=1)
-        output = body(input_ids=ids_RS, attention_mask=mask_RS, position_ids=_positions(mask_RS), use_cache=False)
-        states_RTH: Tensor = output.last_hidden_state[:, self.prompts_DS.shape[1] - 1 :]
-        return states_RTH
 
 
 @dataclass(frozen=True)
@@ -169,7 +155,9 @@ class StepBatch:
 
     def _computed_tokens(self, rows: Sequence[int]) -> int:
         prompts = {self.prompts[row] for row in rows}
-        return len(prompts) * max(map(len, prompts)) + len(rows) * max(len(self.completions[row]) for row in rows)
+        prefix = common_prefix(prompts)
+        in_prompts = prefix + len(prompts) * (max(map(len, prompts)) - prefix)
+        return in_prompts + len(rows) * max(len(self.completions[row]) for row in rows)
 
     def _pack(self, rows: list[int], weights_RT: Tensor, device: torch.device) -> MicroBatch:
         prompts, completions = [self.prompts[row] for row in rows], [self.completions[row] for row in rows]
@@ -207,16 +195,6 @@ def pack(
         mask_RT,
         advantages_R[:, None].expand(-1, longest)[mask_RT],
         weights_RT[:, :longest][mask_RT],
+        torch.tensor([prompts[0][: common_prefix(distinct)]], dtype=torch.long),
     )
     return MicroBatch(*(tensor.to(device) for tensor in tensors))
-
-
-def _can_share(body: nn.Module) -> bool:
-    """Gradient checkpointing keeps no keys and values; under FSDP2 processes have to go through the layers equally often."""
-    recomputes = body.training and getattr(body, "gradient_checkpointing", False)
-    return not recomputes and not any(isinstance(module, FSDPModule) for module in body.modules())
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Each token's place in its row, counted from the first that is no padding."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -13,7 +13,6 @@ _COUNTS = (
     "train_size",
     "eval_size",
     "sft_batch",
-    "num_train_iters",
     "gradient_accumulation_steps",
     "num_iterations",
     "micro_batch_size",
@@ -63,7 +62,7 @@ class TrainConfig:
     """Peak learning rate of the supervised steps."""
 
     num_train_iters: int = 1000
-    """Steps; each samples one batch and updates the weights from it."""
+    """Steps; each samples one batch and updates the weights from it. 0, with --sft_steps: the warm-up alone."""
     gradient_accumulation_steps: int = 4
     """Problems of one step; all are sampled in one batch."""
     num_iterations: int = 1
@@ -167,6 +166,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             check_number(name, getattr(self, name), least=1)
+        check_number("num_train_iters", self.num_train_iters, least=0 if self.sft_steps else 1)
         for name in (
             "few_shot",
             "sft_steps",

@@ -12,6 +12,7 @@ from steerlift.problems.load import load_problems, load_worked_examples
 from steerlift.problems.prompt import encode_prompt, few_shot_note
 from steerlift.records.errors import InputError
 from steerlift.records.progress import progress, say
+from steerlift.records.runs import read_json
 from steerlift.records.types import Problem
 from steerlift.sampling.draws import row_seed
 from steerlift.sampling.server import Patience
@@ -124,7 +125,7 @@ def run(
     # The sampler first: a server that serves another model leaves no run behind.
     with make_sampler(learner, tokenizer, few_shot) as policy:
         log = RunLog(config, str(processes), done) if processes.main else None
-        if done is not None:
+        if done:  # the optimizer of a warmed-up model is new
             learner.load_optimizer_state(load_training_state(config.output_dir, done))
         elif warming:
             with naming_divergence("warm-up", "--sft_learning_rate"), naming_memory("warm-up", "--micro_batch_size"):
@@ -162,17 +163,25 @@ def check_extras(config: TrainConfig) -> None:
 
 
 def _step_to_resume(config: TrainConfig) -> int | None:
-    """The step of the checkpoint to go on from; None for a run from the beginning."""
+    """The step of the checkpoint to go on from, 0 for that of the warm-up; None for a run from the beginning."""
     if not config.resume:
         return None
     done = resumable_step(config.output_dir)
     if done is None:
-        if any(saved_steps(config.output_dir)):  # step 0 is the warmed-up model, which a new beginning makes again
+        if any(saved_steps(config.output_dir)):  # step 0 is the warmed-up model, which holds none
             raise InputError(f"--resume: no checkpoint in {config.output_dir} holds the optimizer's state; pass --overwrite")
+        if _is_warmed_up(config.output_dir):
+            return 0
         say(f"no checkpoint in {config.output_dir} yet: starting from the beginning")
     elif done > config.num_train_iters:
         raise InputError(f"--num_train_iters {config.num_train_iters}: {config.output_dir} is at step {done} already; raise it")
     return done
+
+
+def _is_warmed_up(output_dir: Path) -> bool:
+    """Whether the warm-up and the evaluation after it are done; a kill between the two has both made again."""
+    summary = output_dir / "eval_summary.json"
+    return checkpoint_path(output_dir, 0).is_dir() and summary.is_file() and "0" in read_json(summary)
 
 
 def _fitting(problems: list[Problem], tokenizer: Tokenizer, few_shot: Sequence[Problem], config: TrainConfig) -> list[Problem]:
@@ -225,7 +234,7 @@ def _adam(config: TrainConfig) -> AdamOptions:
 
 
 def _save_start(config: TrainConfig, learner: Learner, tokenizer: Tokenizer) -> None:
-    """checkpoint_step_0: the warmed-up model, the base that vectors will steer. A run resumes from later ones only."""
+    """checkpoint_step_0: the warmed-up model, the base that vectors will steer. No optimizer's state: GRPO starts with a new one."""
     weights = learner.weights()
     if learner.processes.main:
         save_checkpoint(checkpoint_path(config.output_dir, 0), learner.model, tokenizer, weights)

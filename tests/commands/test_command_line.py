@@ -24,8 +24,8 @@ SCRIPTS = {
     "plot": "plotter.py",
 }
 COMMANDS = (
-    "train", "extract", "learn", "inspect", "evaluate", "search", "plot", "report", "export", "push", "pull", "play", "serve",
-    "demo",
+    "choose", "train", "extract", "learn", "inspect", "evaluate", "search", "plot", "report", "export", "push", "pull", "play",
+    "serve", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "datasets", "scipy", "matplotlib", "trl", "rich")
 
