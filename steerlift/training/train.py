@@ -234,7 +234,7 @@ def _adam(config: TrainConfig) -> AdamOptions:
 
 
 def _save_start(config: TrainConfig, learner: Learner, tokenizer: Tokenizer) -> None:
-    """checkpoint_step_0: the warmed-up model, the base that vectors will steer. No optimizer's state: GRPO starts with a new one."""
+    """checkpoint_step_0: the warmed-up model, the base that vectors will steer. GRPO starts with a new optimizer."""
     weights = learner.weights()
     if learner.processes.main:
         save_checkpoint(checkpoint_path(config.output_dir, 0), learner.model, tokenizer, weights)

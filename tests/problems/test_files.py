@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from steerlift.problems.files import read_problems
+from steerlift.problems.embedded import embedded_problems
+from steerlift.problems.files import read_problems, write_problems
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.types import Problem
 
@@ -122,3 +123,32 @@ def test_a_missing_file(tmp_path):
     with pytest.raises(MissingInputError) as error:
         read_problems(tmp_path / "none.jsonl")
     assert str(error.value) == (f"{tmp_path}/none.jsonl: no such file; expected JSON lines of problems (.jsonl or .jsonl.gz)")
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.jsonl.gz"])
+def test_what_is_written_is_read_back_as_it_was(tmp_path, name):
+    path = tmp_path / "new" / name
+    problems = [
+        Problem(" two lines\n\u2028é \\frac{1}{2}\x85\t", "7", "1+1", "Algebra", 3, "a/1"),
+        Problem("without anything else", "\\frac12"),
+        Problem("level 0", "x", level=0, unique_id="a/1"),
+        *embedded_problems("dev", 5),
+    ]
+    write_problems(path, iter(problems))
+    assert read_problems(path) == problems
+    before = path.read_bytes()
+    write_problems(path, read_problems(path))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    write_problems(path, [Problem("a", "1")])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="got no problem to write; expected at least one"):
+        write_problems(path, [])
+    with pytest.raises(InputError, match=f"cannot write {path}/b.jsonl: "):
+        write_problems(path / "b.jsonl", [Problem("a", "1")])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

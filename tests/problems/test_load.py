@@ -327,3 +327,42 @@ def test_too_few_worked_examples(tmp_path):
     )
     with pytest.raises(InputError, match="few_shot: got -1; expected at least 0"):
         load_worked_examples(str(path), -1)
+
+
+@pytest.fixture
+def with_examples(write, tmp_path):
+    """A folder whose `examples` file repeats a training and a test problem, and holds one without a solution."""
+    folder = tmp_path / "folder"
+    write("folder/train.jsonl", [f"train {number}" for number in range(20)])
+    write("folder/test.jsonl", ["test 1", "test 2"])
+    rows = [
+        {"problem": "shown 2", "answer": "2", "solution": "x" * (LONGEST_SOLUTION + 1)},
+        {"problem": "test 1", "answer": "1", "solution": "x"},
+        {"problem": "not shown", "answer": "1"},
+        {"problem": "train 3", "answer": "1", "solution": "x"},
+        {"problem": "shown 1", "answer": "1", "solution": "x"},
+    ]
+    return folder, "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["examples.jsonl", "examples.jsonl.gz"])
+def test_worked_examples_of_a_file_are_its_first_whatever_the_seed(with_examples, name):
+    folder, content = with_examples
+    before = splits_of(str(folder))
+    (folder / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    # A test problem is no example, however the file came about.
+    expected = ["shown 2", "train 3", "shown 1"]
+    for seed in (0, 1):
+        assert texts(load_worked_examples(str(folder), 3, seed)) == expected
+        assert texts(load_worked_examples(folder.name, 2, seed, folder.parent)) == expected[:2]
+    with pytest.raises(InputError) as error:
+        load_worked_examples(str(folder), 4)
+    assert str(error.value) == (
+        f"few_shot: got 3 problem(s) with a solution in {folder / name}; expected at least 4; ask for fewer or add solutions"
+    )
+    # They are in no split, also where no example is asked for.
+    after = splits_of(str(folder))
+    assert after["test"] == before["test"]
+    everything = [set(texts(splits["train"] + splits["dev"])) for splits in (before, after)]
+    assert everything[1] == everything[0] - {"train 3"}
+    assert_apart(after)

@@ -218,6 +218,8 @@ def test_every_completion_to_learn_from_is_sampled_once(distilling):
         ({"finetuned_checkpoint": None}, "name it with --finetuned_checkpoint"),
         ({"objective": "grpo"}, "leave --finetuned_checkpoint out"),
         ({"lora_r": 4}, "--lora_r is about a model's weights"),
+        ({"num_train_iters": 0}, "--num_train_iters 0: expected at least 1"),
+        ({"num_train_iters": 0, "sft_steps": 2}, "--sft_steps is about a model's weights"),
         ({"layers": "0-5"}, "got layer 5, the model has 0 to 1"),
         ({"layers": "all"}, "expected runs of layers"),
         ({"finetuned_completions": 0}, "--finetuned_completions 0: expected at least 1"),

@@ -11,6 +11,7 @@ from training_runs import assert_same_run, files_of, metrics, read, weights
 
 from steerlift.records.errors import InputError
 from steerlift.records.runs import Journal
+from steerlift.report.tables import print_training
 from steerlift.training.checkpoints import checkpoint_path, resumable_step, saved_steps
 from steerlift.training.train import train
 
@@ -74,14 +75,57 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(config, finished):
 
 
 @pytest.mark.e2e
-def test_a_warm_up_without_a_later_checkpoint_is_made_again(config, prepared, tmp_path):
-    # checkpoint_step_0 is for extracting vectors: there is no optimizer state in it.
+def test_a_warm_up_without_a_later_checkpoint_is_gone_on_from(config, prepared, tmp_path, capsys):
     warm = {"problems": str(prepared / "solved.jsonl"), "sft_steps": 2, "sft_batch": 4, "num_train_iters": 3}
     config = replace(config, rewards=INTERRUPTED, save_every=50, **warm)
     interrupt(config)
     assert saved_steps(config.output_dir) == [0]
+    capsys.readouterr()
     train(replace(config, resume=True))
+    said = capsys.readouterr().err
+    assert "resuming after step 0 of 3" in said
+    assert "warm-up" not in said
     whole = replace(config, output_dir=tmp_path / "whole")
+    train(whole)
+    assert_same_run(config.output_dir, whole.output_dir)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_r": 2, "beta": 0.1, "num_iterations": 2}], ids=["weights", "lora"])
+def test_a_warm_up_alone_can_be_gone_on_from(config, prepared, tmp_path, capsys, changes):
+    warm = {"problems": str(prepared / "solved.jsonl"), "sft_steps": 2, "sft_batch": 4, **changes}
+    alone = replace(config, num_train_iters=0, **warm)
+    assert train(alone) == checkpoint_path(config.output_dir, 0)
+    assert saved_steps(config.output_dir) == [0]
+    assert list(read(config.output_dir / "eval_summary.json")) == ["0"]
+    assert list(read(config.output_dir / "run_log.json")["steps"]) == ["0"]
+    print_training(config.output_dir, checkpoint_path(config.output_dir, 0))
+    names = ("checkpoint_step_0", "run_log.json", "eval_summary.json")
+    assert capsys.readouterr().out.splitlines()[-3:] == [f"wrote {config.output_dir / name}" for name in names]
+    # Nothing is left to do, so nothing is done again.
+    before = files_of(config.output_dir)
+    assert train(replace(alone, resume=True)) == checkpoint_path(config.output_dir, 0)
+    after = files_of(config.output_dir)
+    assert len(after.pop("resumed.jsonl").splitlines()) == 1
+    assert after == before
+    train(replace(alone, resume=True, num_train_iters=3))
+    said = capsys.readouterr().err
+    assert "going on with --num_train_iters 3 instead of 0" in said
+    assert "resuming after step 0 of 3" in said
+    assert not any(line.startswith(("warm-up", "evaluating step 0")) for line in said.splitlines())
+    whole = replace(config, output_dir=tmp_path / "whole", **warm)
+    train(whole)
+    assert_same_run(config.output_dir, whole.output_dir)
+
+
+def test_a_warm_up_that_was_killed_before_its_evaluation_is_made_again(config, prepared, tmp_path, capsys):
+    warm = {"problems": str(prepared / "solved.jsonl"), "sft_steps": 2, "sft_batch": 4}
+    alone = replace(config, num_train_iters=0, **warm)
+    train(alone)
+    (config.output_dir / "eval_summary.json").unlink()  # the last that an evaluation writes
+    capsys.readouterr()
+    train(replace(alone, resume=True, num_train_iters=3))
+    assert f"no checkpoint in {config.output_dir} yet: starting from the beginning" in capsys.readouterr().err
+    whole = replace(config, output_dir=tmp_path / "whole", **warm)
     train(whole)
     assert_same_run(config.output_dir, whole.output_dir)
 

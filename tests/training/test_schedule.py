@@ -15,7 +15,8 @@ from steerlift.training.schedule import learning_rate_factor, problems_of_step
     [
         ({"train_size": 0}, "--train_size 0: expected at least 1"),
         ({"num_chains": 1}, "--num_chains 1: expected at least 2"),
-        ({"num_train_iters": 0}, "--num_train_iters 0"),
+        ({"num_train_iters": 0}, "--num_train_iters 0: expected at least 1"),
+        ({"num_train_iters": -1, "sft_steps": 2}, "--num_train_iters -1: expected at least 0"),
         ({"eval_every": 0}, "--eval_every 0"),
         ({"temperature": 0.0}, "--temperature 0.0"),
         ({"temperature": float("nan")}, "--temperature nan"),

@@ -52,7 +52,7 @@ def test_the_tags_are_used_and_the_warmed_up_model_is_saved(warm, tmp_path):
     assert before + 10 < after
     start = load_model(str(checkpoint_path(warm.output_dir, 0)), CPU, torch.float32)
     assert not torch.equal(start.lm_head.weight, trained("base").lm_head.weight)
-    # It is the model alone: a run goes on from later ones only.
+    # It is the model alone: GRPO starts with an optimizer of its own.
     assert not (checkpoint_path(warm.output_dir, 0) / "training_state.safetensors").exists()
 
 

@@ -1,0 +1,66 @@
+"""Writes problems for a small model, with worked solutions: folders with train.jsonl and test.jsonl, for --problems FOLDER.
+
+    python recipes/arithmetic.py runs/problems
+
+`sums` adds two numbers from 10 to 99 (43 + 28), `threes` adds a third from 2 to 9 (43 + 28 + 5: "43 + 28 = 71; 71 + 5 = 76"). `warmup`
+holds 400 training problems of each, to teach a model the format on. No problem stands in both files of a folder, whatever the
+order of its numbers, and no training problem of `threes` begins with the numbers of a test problem of `sums`.
+"""
+
+import json
+import random
+import sys
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+from steerlift.records.runs import replacing
+
+TRAIN, TEST, WARM_UP, SEED = 1500, 400, 400, 0
+
+Row = dict[str, object]
+
+
+def main(folder: Path) -> None:
+    """Writes every folder."""
+    rng = random.Random(SEED)
+    pairs = rng.sample(list(combinations_with_replacement(range(10, 100), 2)), TRAIN + TEST)
+    numbers = [tuple(rng.sample(pair, 2)) for pair in pairs]
+    everything = {
+        "sums": [_row("sums", *two) for two in numbers],
+        "threes": [_row("threes", *two, rng.randint(2, 9)) for two in numbers],
+    }
+    for kind, rows in everything.items():
+        _write(folder / kind, rows[:TRAIN], rows[TRAIN:])
+    mixed = [row for rows in everything.values() for row in rows[: WARM_UP + 50]]
+    rng.shuffle(mixed)
+    _write(folder / "warmup", mixed[:-100], mixed[-100:])
+
+
+def _row(kind: str, *numbers: int) -> Row:
+    """A problem with its solution, one number after the other."""
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        steps.append(f"{total} + {number} = {total + number}")
+        total += number
+    return {
+        "problem": f"What is {' + '.join(map(str, numbers))}?",
+        "answer": str(total),
+        "solution": "; ".join(steps),
+        "subject": kind,
+        "level": None,
+        "unique_id": f"{kind}/{'+'.join(map(str, numbers))}",
+    }
+
+
+def _write(folder: Path, train: list[Row], test: list[Row]) -> None:
+    for name, rows in (("train", train), ("test", test)):
+        path = folder / f"{name}.jsonl"
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"wrote {path}: {len(rows)} problems")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python recipes/arithmetic.py FOLDER")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,15 @@
+# Sourced by the recipes: `stage NAME COMMAND...` runs a command once and notes its seconds (wall, user, system) in $RUN/stages.
+# A recipe that was stopped goes on where it was: finished stages are passed over, and every verb keeps its own half-done work.
+mkdir -p "$RUN"
+stage() {
+    local name=$1
+    shift
+    if grep -qs "^$name " "$RUN/stages"; then
+        return 0
+    fi
+    echo "== $name: $*"
+    TIMEFORMAT="$name %R %U %S"
+    { time "$@" >&3 2>&4; } 3>&1 4>&2 2> "$RUN/stages.now"
+    cat "$RUN/stages.now" >> "$RUN/stages"
+    rm "$RUN/stages.now"
+}
