@@ -14,6 +14,7 @@ import tyro
 from steerlift.commands.cores import share_cores
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.commands.launch import start_asked_processes
+from steerlift.commands.memory import keep_freed_memory
 from steerlift.evaluation.choose_config import ChooseConfig
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.search_config import SearchConfig
@@ -209,6 +210,7 @@ def _run(config: object) -> None:
         start_asked_processes()
     if run in _COMPUTING:
         share_cores()
+        keep_freed_memory()
     run(config)
 
 

@@ -1,7 +1,6 @@
 """Going through a model part by part, so that what several rows begin with is computed once.
 
-Shapes: R rows, D distinct prompts, F tokens that all prompts begin with, T tokens of a part, C tokens of all parts so far,
-H hidden size.
+Shapes: R rows, T tokens of a part, C tokens of all parts so far, H hidden size.
 """
 
 from collections.abc import Collection
@@ -96,5 +95,5 @@ def can_share_beginnings(body: nn.Module) -> bool:
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Each token's place in its row, counted from the first that is no padding."""
+    """Each token's place in its row, padding not counted."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_pipeline import TEXTS, tokenizer
 from tiny_models import FAMILIES, HIDDEN, random_prompts, tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, MptConfig, MptForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from steerlift.problems.prompt import encode_prompt
 from steerlift.records.types import Completion, Grade, GradedProblem, Problem
@@ -153,6 +162,13 @@ def test_models_that_count_places_in_the_cache_share_whole_prompts_only(kind):
     model.eval()
     assert parts(model, rows("every prompt its own")[0]) == [(3, BEGINNING + 9 + 8)]
     assert parts(model, rows("some rows of one prompt")[0]) == [(3, BEGINNING + 9), (4, 8)]
+
+
+def test_layers_that_keep_no_keys_share_no_beginning():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = ["full_attention", "conv", "full_attention"]
+    model = Lfm2ForCausalLM(Lfm2Config(vocab_size=97, num_hidden_layers=3, layer_types=kinds, **sizes)).eval()
+    assert parts(model, rows("every prompt its own")[0]) == [(3, BEGINNING + 9 + 8)]
 
 
 def test_gradient_checkpointing_keeps_rows_whole(qwen2):
