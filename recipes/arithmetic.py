@@ -2,9 +2,9 @@
 
     python recipes/arithmetic.py runs/problems
 
-`sums` adds two numbers from 10 to 99 (43 + 28), `threes` adds a third from 2 to 9 (43 + 28 + 5: "43 + 28 = 71; 71 + 5 = 76"). `warmup`
-holds 400 training problems of each, to teach a model the format on. No problem stands in both files of a folder, whatever the
-order of its numbers, and no training problem of `threes` begins with the numbers of a test problem of `sums`.
+`sums` adds two numbers from 10 to 99 (43 + 28), `threes` a third from 2 to 9 (43 + 28 + 5: "43 + 28 = 71; 71 + 5 = 76").
+`warmup` holds 400 training problems of each, to teach a model the format on. No problem stands in both files of a folder,
+whatever the order of its numbers, and no training problem of `threes` begins with the numbers of a test problem of `sums`.
 """
 
 import json

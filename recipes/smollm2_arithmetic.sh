@@ -67,3 +67,19 @@ stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/d
     --other_vectors "$RUN/learn-grpo/vectors.safetensors" "$RUN/completion-increments.safetensors" \
     "$RUN/weight-of-completion-mean_difference/best.safetensors" "$RUN/weight-of-prompt-mean_difference/best.safetensors" \
     --random_control --problems "$PROBLEMS" --eval-size 400 --num_completions_eval 4 --output_path "$RUN/results.json" "${SAMPLING[@]}"
+
+if [ "$SEED" != 0 ]; then
+    exit
+fi
+
+# The first seed only: other weights, all controls, and a search over vectors, layers and weights.
+stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/distill/vectors.safetensors" --weights 0.25 0.5 0.75 1 1.5 2 \
+    --problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --output_path "$RUN/sweep.json" "${SAMPLING[@]}"
+stage controls steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/distill/vectors.safetensors" --weights 1 \
+    --controls random negated shuffled cooler format --problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 \
+    --output_path "$RUN/controls.json" "${SAMPLING[@]}"
+stage search steerlift search "${MODELS[@]}" --vectors "$RUN/completion-increments.safetensors" "$RUN/distill/vectors.safetensors" \
+    --problems "$PROBLEMS" --output_dir "$RUN/search" --overwrite --groups 3 --weight_range 0 2 --trials 16 --rungs 3 --dev_size 48 \
+    --num_completions_eval 4 --eval-size 100 "${SAMPLING[@]}"
+stage figure steerlift plot --results-path "$RUN/sweep.json" --output-path "$RUN/sweep.png"
+stage report steerlift report "$RUN" --title "SmolLM2-135M-Instruct, $TASK, seed $SEED"

@@ -1,7 +1,7 @@
 """How freed memory is kept, decided before torch is loaded.
 
-glibc gives every freed tensor above 32 MB back to the system, which then has to clear new pages for the next one: 40 % of the time
-of sampling from SmolLM2, seen on two cores. Kept, they are used again.
+glibc gives every freed tensor above 32 MB back to the system, which then has to clear new pages for the next one: 40 % of
+the time of sampling from SmolLM2, seen on two cores. Kept, they are used again.
 """
 
 import ctypes

@@ -1,0 +1,245 @@
+"""Keeps what is small of finished recipes under results/, and writes their tables into docs/results.md.
+
+    python recipes/results.py keep runs/smollm2-sums-0 runs/smollm2-sums-1      # copies summaries, vectors, figures
+    python recipes/results.py tables                                            # rewrites docs/results.md between its marks
+
+A test compares the tables in the docs with those made of results/.
+"""
+
+import json
+import re
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from steerlift.records.runs import read_json, replacing
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "results"
+DOCS = REPOSITORY / "docs" / "results.md"
+BEGIN, END = "<!-- made by recipes/results.py: begin -->", "<!-- made by recipes/results.py: end -->"
+
+MODELS = {"smollm2": "SmolLM2-135M-Instruct", "qwen": "Qwen2.5-Coder-0.5B-Instruct"}
+TASKS = {
+    "sums": "sums of two two-digit numbers",
+    "threes": "sums of two two-digit numbers and a digit",
+    "gsm8k": "GSM8K",
+    "math": "MATH, levels 1 and 2",
+}
+# The arms of an evaluation by the file that their vectors come from.
+ARMS = {
+    "learn-grpo/vectors": "learned by GRPO alone",
+    "completion-increments": "increments of the completion mean",
+    "weight-of-completion-mean_difference/best": "completion mean, weight chosen on dev problems",
+    "weight-of-prompt-mean_difference/best": "prompt mean, weight chosen on dev problems",
+    "random_control": "random directions, norms of the learned ones",
+}
+DISTILLED = "learned by distillation"
+SCORES = (
+    "pass_at_1", "ci95", "difference_from_base", "difference_ci95", "gap_recovered", "gap_recovered_ci95", "lenient_pass_at_1",
+    "format_rate", "truncated_rate", "mean_length", "num_eval_problems", "completions_per_problem", "weight",
+)  # fmt: skip
+
+
+def keep(run: Path, target: Path) -> None:
+    """Copies the vectors and figures of a run and writes summary.json: all scores, sizes and seconds, no completions."""
+    target.mkdir(parents=True, exist_ok=True)
+    evaluations = {path.stem: read_json(path) for path in sorted(run.glob("*.json")) if "base_model" in read_json(path)}
+    search = run / "search"
+    summary = {
+        "evaluations": {name: _scores(results) for name, results in evaluations.items()},
+        "search": _search(search) if (search / "results.json").exists() else None,
+        "choose": _chosen(run / "chosen" / "choose.json"),
+        "dev": {name: _dev_scores(run / name) for name in ("grpo", "distill", "learn-grpo")},
+        "settings": {name: _settings(run / name) for name in ("grpo", "distill", "learn-grpo")},
+        "seconds": _seconds(run / "stages"),
+        "bytes": _bytes(run),
+        "provenance": next(iter(evaluations.values()))["provenance"] if evaluations else None,
+    }
+    with replacing(target / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    for source, name in _artefacts(run):
+        with replacing(target / name) as temporary:
+            shutil.copyfile(source, temporary)
+    print(f"wrote {target}")
+
+
+def tables(results: Path) -> str:
+    """All tables of the docs, of the summaries in `results`."""
+    summaries = {path.parent.name: read_json(path) for path in sorted(results.glob("*/summary.json"))}
+    by_task: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for name, summary in summaries.items():
+        model, task, seed = name.rsplit("-", 2)
+        if "results" in summary["evaluations"]:
+            by_task[model, task][seed] = summary
+    parts = [_overview(by_task)]
+    for (model, task), seeds in by_task.items():
+        parts += [f"### {MODELS[model]}, {TASKS[task]}", *_task_tables(seeds)]
+    return "\n\n".join(parts)
+
+
+def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
+    rows = []
+    for (model, task), seeds in by_task.items():
+        for seed, summary in seeds.items():
+            arms = summary["evaluations"]["results"]
+            cpu = sum(user + system for _, user, system in summary["seconds"].values()) / 3600
+            size = summary["bytes"]
+            learned = arms[DISTILLED]
+            rows.append(
+                f"| {MODELS[model]} | {TASKS[task]} | {seed} | {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
+                f"| {_score(learned)} | {_gap(learned)} | {size['checkpoint'] / 1e6:,.0f} MB | {size['vectors'] / 1e3:,.0f} kB "
+                f"| {cpu:.1f} |"
+            )
+    head = (
+        "| model | data | seed | base, pass@1 % | fine-tuned | base + learned vectors | gap recovered % | checkpoint | vectors "
+        "| CPU-hours |"
+    )
+    return "\n".join([head, _rule(head), *rows])
+
+
+def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
+    evaluated = {seed: summary["evaluations"]["results"] for seed, summary in seeds.items()}
+    names = list(dict.fromkeys(name for arms in evaluated.values() for name in arms))
+    for title, cell, value in (
+        ("pass@1 %, 95 % interval", _score, "pass_at_1"),
+        ("gap recovered %, 95 % interval", _gap, "gap_recovered"),
+    ):
+        head = f"| {title} | {' | '.join(f'seed {seed}' for seed in evaluated)} | mean |"
+        rows = []
+        for name in names:
+            arms = [arms.get(name, {}) for arms in evaluated.values()]
+            values = [arm[value] for arm in arms if arm.get(value) is not None]
+            if values:
+                average = f"{mean(values):.1f}" if len(values) == len(arms) > 1 else ""
+                rows.append(f"| {name} | {' | '.join(cell(arm) for arm in arms)} | {average} |")
+        yield "\n".join([head, _rule(head), *rows])
+    first = next(iter(seeds.values()))
+    for name, title in (("sweep", "other weights of the learned vectors"), ("controls", "controls of the learned vectors")):
+        if name in first["evaluations"]:
+            arms = first["evaluations"][name]
+            count = arms["base"]["num_eval_problems"]
+            head = f"| {title}, seed 0, {count} problems | pass@1 % | gap recovered % | format % |"
+            yield "\n".join([head, _rule(head), *(_arm_row(arm_name, arm) for arm_name, arm in arms.items())])
+    others = {n: a for n, a in first["evaluations"].items() if n not in ("results", "sweep", "controls")}
+    if others:
+        head = "| transfer, seed 0 | base, pass@1 % | fine-tuned | steered | gap recovered % |"
+        rows = [
+            f"| {name.replace('-', ' ')} | {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
+            f"| {_score(arms[DISTILLED])} | {_gap(arms[DISTILLED])} |"
+            for name, arms in others.items()
+        ]
+        yield "\n".join([head, _rule(head), *rows])
+    if first["search"]:
+        best = first["search"]
+        yield (
+            f"Search, seed 0: of {best['trials']} trials on {best['dev_problems']} development problems the best is "
+            f"{best['params']}, {best['score']:.1f} there; on {best['arms']['base']['num_eval_problems']} test problems it "
+            f"reaches {_score(best['arms'][DISTILLED])}, {_gap(best['arms'][DISTILLED])} of the gap."
+        )
+
+
+def _arm_row(name: str, arm: dict[str, Any]) -> str:
+    return f"| {name} | {_score(arm)} | {_gap(arm)} | {arm['format_rate']:.1f} |"
+
+
+def _score(arm: dict[str, Any]) -> str:
+    return f"{arm['pass_at_1']:.1f} ({arm['ci95'][0]:.1f} to {arm['ci95'][1]:.1f})" if arm else ""
+
+
+def _gap(arm: dict[str, Any]) -> str:
+    if arm.get("gap_recovered") is None:
+        return ""
+    interval = arm["gap_recovered_ci95"]
+    return f"{arm['gap_recovered']:.0f}" + (f" ({interval[0]:.0f} to {interval[1]:.0f})" if interval else "")
+
+
+def _rule(head: str) -> str:
+    return "| " + " | ".join(["---"] * (head.count("|") - 1)) + " |"
+
+
+def _scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms of a results file by the names that the tables have for them."""
+    steered = results["base_with_steering"]
+    arms = {"base": results["base_model"], "fine-tuned": results["finetuned_model"]}
+    arms |= {DISTILLED if len(steered) == 1 else f"weight {weight}": arm for weight, arm in steered.items()}
+    for arm in results.get("random_control", {}).values():
+        arms[ARMS["random_control"]] = arm
+    for name, arm in results.get("controls", {}).items():
+        file = re.match(r"vectors of (.*)\.safetensors \(", name)
+        arms[next((ARMS[key] for key in ARMS if file and file[1].endswith(key)), name)] = arm
+    return {name: {key: arm[key] for key in SCORES if key in arm} for name, arm in arms.items()}
+
+
+def _search(folder: Path) -> dict[str, Any]:
+    search, results = read_json(folder / "search.json"), read_json(folder / "results.json")
+    best = search["best"]
+    return {
+        "trials": len(search["trials"]),
+        "dev_problems": max(trial["problems"] for trial in search["trials"]),
+        "params": ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in best["params"].items()),
+        "score": best["score"],
+        "arms": _scores(results),
+    }
+
+
+def _chosen(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    return {key: content[key] for key in ("counts", "completions_per_problem", "histogram", "settings")}
+
+
+def _dev_scores(run: Path) -> dict[str, Any]:
+    return {
+        step: {key: scores[key] for key in SCORES if key in scores}
+        for step, scores in read_json(run / "eval_summary.json").items()
+    }
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(run / "config.json")
+    return content
+
+
+def _seconds(stages: Path) -> dict[str, list[float]]:
+    """Wall, user and system seconds of every stage."""
+    lines = (line.split() for line in stages.read_text(encoding="utf-8").splitlines())
+    return {name: [float(value) for value in values] for name, *values in lines}
+
+
+def _bytes(run: Path) -> dict[str, int]:
+    weights = [*run.glob("grpo/checkpoint_step_*/model*.safetensors")]
+    return {
+        "checkpoint": sum(path.stat().st_size for path in weights),
+        "vectors": (run / "distill/vectors.safetensors").stat().st_size,
+    }
+
+
+def _artefacts(run: Path) -> Iterator[tuple[Path, str]]:
+    for path in sorted([*run.glob("*.safetensors"), *run.glob("*.png"), *run.glob("*.info.json")]):
+        yield path, path.name
+    for name in ("distill", "learn-grpo"):
+        if (run / name / "vectors.safetensors").exists():
+            yield run / name / "vectors.safetensors", f"{name}.safetensors"
+
+
+def main(arguments: list[str]) -> None:
+    """`keep RUN ...` or `tables`."""
+    if arguments[:1] == ["keep"] and len(arguments) > 1:
+        for run in map(Path, arguments[1:]):
+            keep(run, RESULTS / run.name)
+    elif arguments == ["tables"]:
+        before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        with replacing(DOCS) as temporary:
+            temporary.write_text(f"{before}{BEGIN}\n\n{tables(RESULTS)}\n\n{END}{after}", encoding="utf-8")
+        print(f"wrote {DOCS}")
+    else:
+        raise SystemExit("usage: python recipes/results.py keep RUN ... | tables")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
