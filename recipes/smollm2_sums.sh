@@ -1,12 +1,21 @@
 #!/usr/bin/env bash
-# SmolLM2-135M-Instruct on sums of two-digit numbers: 12 supervised steps, 20 steps of GRPO, the training curves.
-# About 40 minutes on one CPU core without bfloat16 instructions. What came out is in docs/results.md.
+# A row of docs/results.md: SmolLM2-135M-Instruct on sums of two two-digit numbers, after smollm2_base.sh.
+#
+#     bash recipes/smollm2_sums.sh 0        # the seed of all but the base model and the problems
+#
+# About 1.5 hours of one CPU core; seeds can run side by side.
 set -euo pipefail
-test -f runs/smollm2/config.json || python recipes/smollm2.py runs/smollm2
-test -f runs/sums/train.jsonl || python recipes/sums.py runs/sums
+SEED=$1
+ROOT=${RUNS:-runs}
+RUN=$ROOT/smollm2-sums-$SEED
+BASE=$ROOT/smollm2-base/checkpoint_step_0
+PROBLEMS=$ROOT/problems/sums
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+source recipes/stages.sh
 
-python main.py --model_name runs/smollm2 --problems runs/sums --output_dir runs/smollm2-sums --resume \
-    --sft_steps 12 --sft_learning_rate 1e-4 --num_train_iters 20 --gradient_accumulation_steps 8 --num_chains 8 \
-    --learning_rate 3e-5 --max_grad_norm 1 --weight_decay 0 --temperature 1 --max_completion_length 64 \
-    --eval-size 100 --num_completions_eval 4 --eval_every 20 --save_every 10
-steerlift plot runs/smollm2-sums
+SAMPLING=(--temperature 1 --max_completion_length 48 --seed "$SEED")
+ANSWERED=200 AVERAGED=200 TESTED=400 STEPS=32
+GRPO=(--learning_rate 3e-5)
+DISTILL=(--train_size 400 --finetuned_completions 2 --num_train_iters 50)
+LEARN_GRPO=(--num_train_iters 24)
+source recipes/experiment.sh

@@ -55,24 +55,22 @@ def choose(config: ChooseConfig) -> Chosen:
     are in no other file, and `load_worked_examples` takes them from there, whatever the seed. choose.json tells how it was
     done, with every answered problem's success rate.
 
+    With 0 completions the model is asked nothing: train.jsonl holds `train_size` training problems, solved or not.
+
     What was answered is kept beside it: a killed run goes on, and another --success asks the model nothing again.
 
     Raises InputError when the folder holds other problems or completions of other settings, when no problem has the levels
     and subjects, and when no problem is solved as often as asked.
     """
-    load_config(config.model_name)  # a model that is not there leaves no folder behind
+    if config.completions:
+        load_config(config.model_name)  # a model that is not there leaves no folder behind
     _check_folder(config)
     few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
     splits = _filtered(config, few_shot)
     asked = splits["train"][: config.train_size]
-    book = Gradebook.open(completions_path(config.output_dir / _RECORD), _settings(config, asked, few_shot), config.overwrite)
-    say(
-        f"answering {len(asked)} of {len(splits['train'])} training problems of {config.problems} {config.completions} "
-        f"time{'s' if config.completions > 1 else ''}{few_shot_note(few_shot)}; completions go to {book.journal.path}"
-    )
-    right = _right(config, book, asked, few_shot)
+    right = _right(config, asked, few_shot, len(splits["train"])) if config.completions else []
     files = {
-        "train": _within(config, asked, right),
+        "train": _within(config, asked, right) if config.completions else asked,
         "dev": splits["dev"],
         "test": splits["test"],
         "examples": few_shot,
@@ -83,19 +81,25 @@ def choose(config: ChooseConfig) -> Chosen:
     if not few_shot:  # those of an earlier run
         _file(config, "examples").unlink(missing_ok=True)
     record = config.output_dir / _RECORD
+    counts = range(config.completions + 1 if config.completions else 0)
     all_of, taken_of = Counter(right), Counter(count for count in right if _is_within(config, count))
     result = Chosen(
-        histogram={count: all_of[count] for count in range(config.completions + 1)},
-        chosen={count: taken_of[count] for count in range(config.completions + 1)},
-        counts={"answered": len(asked), **{name: len(problems) for name, problems in files.items()}},
-        paths=[*(_file(config, name) for name in files if files[name]), record, book.journal.path],
+        histogram={count: all_of[count] for count in counts},
+        chosen={count: taken_of[count] for count in counts},
+        counts={"answered": len(right), **{name: len(problems) for name, problems in files.items()}},
+        paths=[*(_file(config, name) for name in files if files[name]), record, *([completions_path(record)] if right else [])],
     )
     write_json(record, _record(config, result, asked, right))
     return result
 
 
-def _right(config: ChooseConfig, book: Gradebook, asked: Sequence[Problem], few_shot: Sequence[Problem]) -> list[int]:
-    """How many completions of each problem are right; asks the model what is not in the book yet."""
+def _right(config: ChooseConfig, asked: Sequence[Problem], few_shot: Sequence[Problem], available: int) -> list[int]:
+    """How many completions of each problem are right; asks the model what was not asked before."""
+    book = Gradebook.open(completions_path(config.output_dir / _RECORD), _settings(config, asked, few_shot), config.overwrite)
+    say(
+        f"answering {len(asked)} of {available} training problems of {config.problems} {config.completions} "
+        f"time{'s' if config.completions > 1 else ''}{few_shot_note(few_shot)}; completions go to {book.journal.path}"
+    )
     models = LocalModels(
         EvaluateConfig(
             base_model_name=config.model_name, device=config.device, dtype=config.dtype, batch_rows=config.batch_rows
@@ -196,8 +200,8 @@ def _record(config: ChooseConfig, result: Chosen, asked: Sequence[Problem], righ
         "counts": result.counts,
         "completions_per_problem": config.completions,
         "histogram": result.histogram,
-        "success_rates": _rates(asked, [count / config.completions for count in right]),
-        "completions_file": completions_path(config.output_dir / _RECORD).name,
+        "success_rates": _rates(asked, [count / config.completions for count in right]) if right else {},
+        "completions_file": completions_path(config.output_dir / _RECORD).name if right else None,
         "settings": {**settings, "output_dir": str(config.output_dir)},
         "provenance": provenance(model=config.model_name, seed=config.seed, device=str(choose_device(config.device))),
     }

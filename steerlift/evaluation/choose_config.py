@@ -31,7 +31,7 @@ class ChooseConfig:
     success: tuple[float, float] = (0.1, 0.9)
     """Choose those of whose completions at least and at most these shares are right."""
     num_completions: int = 8
-    """Completions of each training problem."""
+    """Completions of each training problem; 0 asks the model nothing and chooses by level and subject alone."""
     temperature: float = 0.9
     """Sampling temperature; 0 is greedy, with one completion of each problem."""
     max_completion_length: int = 512
@@ -50,9 +50,9 @@ class ChooseConfig:
     """Start over, also where completions of other settings stand in the output folder."""
 
     def __post_init__(self) -> None:
-        for name in ("train_size", "num_completions", "max_completion_length", "batch_rows"):
+        for name in ("train_size", "max_completion_length", "batch_rows"):
             check_number(name, getattr(self, name), least=1)
-        for name in ("temperature", "few_shot"):
+        for name in ("num_completions", "temperature", "few_shot"):
             check_number(name, getattr(self, name), least=0)
         low, high = self.success
         for share in self.success:
@@ -63,4 +63,4 @@ class ChooseConfig:
     @property
     def completions(self) -> int:
         """Completions that are sampled of each problem: greedy ones would all be the same."""
-        return self.num_completions if self.temperature else 1
+        return self.num_completions if self.temperature else min(1, self.num_completions)

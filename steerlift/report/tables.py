@@ -78,16 +78,14 @@ def print_chosen(
     histogram: Mapping[int, int], chosen: Mapping[int, int], counts: Mapping[str, int], paths: Sequence[Path]
 ) -> None:
     """How many problems were answered rightly so often, and how many of them were chosen; what the folder holds."""
-    table = make_table(f"right of {max(histogram)}", "problems", "chosen")
-    for right, problems in histogram.items():
-        table.add_row(f"{right}", f"{problems}", f"{chosen[right]}")
-    show(table)
-    print_lines(
-        [
-            f"{counts['train']} of {counts['answered']} answered training problems chosen; "
-            f"{counts['dev']} dev and {counts['test']} test problems are kept, however often they are solved"
-        ]
-    )
+    if histogram:
+        table = make_table(f"right of {max(histogram)}", "problems", "chosen")
+        for right, problems in histogram.items():
+            table.add_row(f"{right}", f"{problems}", f"{chosen[right]}")
+        show(table)
+    taken = f"{counts['train']} of {counts['answered']} answered" if histogram else f"{counts['train']}"
+    kept = f"{counts['dev']} dev and {counts['test']} test problems are kept, however often they are solved"
+    print_lines([f"{taken} training problems chosen; {kept}"])
     print_paths(paths)
 
 

@@ -63,6 +63,18 @@ def asked(config: ChooseConfig) -> list[GradedProblem]:
     return [GradedProblem.from_row(row) for row in Journal(config.output_dir / "choose.completions.jsonl").read()[1:]]
 
 
+def test_without_completions_problems_are_chosen_by_level_alone_and_no_model_is_needed(config, capsys):
+    config = replace(config, model_name="nowhere", num_completions=0, levels=(2,), train_size=7, success=(0.5, 0.6))
+    chosen = choose(config)
+    every = [p for p in load_problems(config.problems, "train", seed=5) if p.level == 2]
+    assert read_problems(config.output_dir / "train.jsonl") == every[:7]
+    assert chosen.counts == {"answered": 0, "train": 7, "dev": 4, "test": 4, "examples": 0}
+    assert {path.name for path in config.output_dir.iterdir()} == FILES - {"choose.completions.jsonl"}
+    assert {path.name for path in chosen.paths} == FILES - {"choose.completions.jsonl"}
+    print_chosen(chosen.histogram, chosen.chosen, chosen.counts, chosen.paths)
+    assert "7 training problems chosen; 4 dev and 4 test" in capsys.readouterr().out
+
+
 def test_the_folder_is_one_of_problems_that_other_commands_take(config, capsys):
     config = replace(config, success=(0.25, 0.5))
     chosen = choose(config)
@@ -289,7 +301,7 @@ def test_problems_without_an_id_of_their_own_go_by_their_text(config, tmp_path):
         ({"success": (-0.1, 0.4)}, "--success -0.1: expected at least 0 and at most 1"),
         ({"success": (0.1, 1.4)}, "--success 1.4: expected at least 0 and at most 1"),
         ({"success": (0.1, float("nan"))}, "--success nan"),
-        ({"num_completions": 0}, "--num_completions 0: expected at least 1"),
+        ({"num_completions": -1}, "--num_completions -1: expected at least 0"),
         ({"train_size": 0}, "--train_size 0: expected at least 1"),
         ({"temperature": -0.5}, "--temperature -0.5: expected at least 0"),
         ({"few_shot": -1}, "--few_shot -1: expected at least 0"),

@@ -1,0 +1,43 @@
+"""The tables in the docs are those of the summaries that are kept, and what is kept is small."""
+
+import json
+import shutil
+
+import pytest
+
+MOST_BYTES = 5e6
+
+
+def test_the_tables_in_the_docs_are_those_of_the_summaries(recipe):
+    results = recipe("results")
+    _, begun, rest = results.DOCS.read_text(encoding="utf-8").partition(results.BEGIN)
+    in_docs, ended, _ = rest.partition(results.END)
+    assert begun
+    assert ended
+    assert in_docs.strip() == results.tables(results.RESULTS), "run: python recipes/results.py tables"
+
+
+def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
+    results = recipe("results")
+    copy = shutil.copytree(results.RESULTS, tmp_path / "results")
+    path = next(copy.glob("smollm2-sums-0/summary.json"))
+    summary = json.loads(path.read_text())
+    summary["evaluations"]["results"]["base"]["pass_at_1"] += 1
+    path.write_text(json.dumps(summary))
+    assert results.tables(copy) != results.tables(results.RESULTS)
+
+
+def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(recipe):
+    files = [path for path in recipe("results").RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".png", ".md", ".html"}
+    for path in files:
+        if path.suffix in (".json", ".safetensors", ".html"):
+            content = path.read_bytes()
+            assert not any(root in content for root in (b"/home/", b"/root/", b"/tmp/", b"/work/")), path
+            assert b'"examples"' not in content or path.suffix != ".json", path
+
+
+def test_a_command_that_is_none_says_what_there_is(recipe):
+    with pytest.raises(SystemExit, match=r"keep RUN \.\.\. \| tables"):
+        recipe("results").main(["publish"])
