@@ -4,56 +4,56 @@ FINETUNED=$RUN/grpo/checkpoint_step_$STEPS
 MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
 DEV=(--eval-size 40 --num_completions_eval 4)
 LEARNED=$RUN/distill/vectors.safetensors
+# Results of other seeds of this row, if they are there: the base is not asked again what it has answered.
+OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || true)
 
 # GRPO learns from problems that the base solves sometimes; all scores are on problems of every difficulty.
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \
     --train_size "$ANSWERED" --num_completions 8 --success 0.1 0.9 "${SAMPLING[@]}"
 
 stage grpo steerlift train --model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/grpo" --resume \
-    --num_train_iters "$STEPS" --gradient_accumulation_steps 8 --num_chains 8 --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}" \
+    --num_train_iters "$STEPS" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
+    --max_grad_norm 1 --weight_decay 0 --final_lr_percent 0.5 "${GRPO[@]}" \
     --eval_split dev "${DEV[@]}" --eval_every $((STEPS / 2)) --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 
-# Means over training problems: of the completions, as they are and as what each layer adds, and of the prompts.
-for method in mean_difference increments; do
-    stage "completion-$method" steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" \
-        --tokens completion --method "$method" --output_path "$RUN/completion-$method.safetensors" "${SAMPLING[@]}"
-done
-stage prompt-mean_difference steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" \
-    --tokens prompt --output_path "$RUN/prompt-mean_difference.safetensors" "${SAMPLING[@]}"
+# Means over training problems of what each layer adds, over completion tokens.
+stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
+    --method increments --output_path "$RUN/increments.safetensors" "${SAMPLING[@]}"
 
 stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
-    "${DISTILL[@]}" --gradient_accumulation_steps 8 --micro_batch_size 16 --learning_rate 0.01 \
+    "${DISTILL[@]}" --gradient_accumulation_steps 8 --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
-stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
-    --objective grpo "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --learning_rate 0.005 \
-    "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
-
-# The weight of the raw means is chosen on development problems; everything else is added at weight 1.
-for method in completion-mean_difference prompt-mean_difference; do
-    stage "weight-of-$method" steerlift search "${MODELS[@]}" --vectors "$RUN/$method.safetensors" --problems "$PROBLEMS" \
-        --output_dir "$RUN/weight-of-$method" --overwrite --weight_range 0 0.8 --trials 8 --rungs 2 --dev_size 40 \
-        --num_completions_eval 2 --eval-size 20 "${SAMPLING[@]}"
-done
-
+# Neither has its weight chosen: both are added once. The base is asked once for all seeds, with the same random numbers.
 stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --other_vectors "$RUN/learn-grpo/vectors.safetensors" "$RUN/completion-increments.safetensors" \
-    "$RUN/weight-of-completion-mean_difference/best.safetensors" "$RUN/weight-of-prompt-mean_difference/best.safetensors" \
-    --random_control --problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 \
-    --output_path "$RUN/results.json" "${SAMPLING[@]}"
+    --other_vectors "$RUN/increments.safetensors" --random_control --problems "$PROBLEMS" --eval-size "$TESTED" \
+    --num_completions_eval 4 --output_path "$RUN/results.json" --reuse $OTHER_SEEDS "${SAMPLING[@]}" --seed 0
 
 if [ "$SEED" != 0 ]; then
     return
 fi
 
-# The first seed only: other weights, all controls, and a search over vectors, layers and weights.
+# The first seed only. Vectors learned without the fine-tuned model; the raw means, with their weight chosen on development
+# problems; other weights; all controls; a search over vectors, layers and weights.
+stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
+    --objective grpo "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
+    --learning_rate 0.005 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+for tokens in completion prompt; do
+    stage "$tokens-mean" steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens "$tokens" \
+        --output_path "$RUN/$tokens-mean.safetensors" "${SAMPLING[@]}"
+    stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
+        --problems "$PROBLEMS" --output_dir "$RUN/weight-of-$tokens-mean" --overwrite --weight_range 0 0.8 --trials 8 --rungs 2 \
+        --dev_size 40 --num_completions_eval 2 --eval-size 20 "${SAMPLING[@]}"
+done
+SMALLER=(--problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --reuse "$RUN/results.json")
+stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
+    --other_vectors "$RUN/learn-grpo/vectors.safetensors" "$RUN/increments.safetensors" \
+    "$RUN/weight-of-completion-mean/best.safetensors" "$RUN/weight-of-prompt-mean/best.safetensors" \
+    --controls random negated shuffled cooler format "${SMALLER[@]}" --output_path "$RUN/methods.json" "${SAMPLING[@]}"
 stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 0.25 0.5 0.75 1 1.5 2 \
-    --problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --output_path "$RUN/sweep.json" "${SAMPLING[@]}"
-stage controls steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --controls random negated shuffled cooler format --problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 \
-    --output_path "$RUN/controls.json" "${SAMPLING[@]}"
-stage search steerlift search "${MODELS[@]}" --vectors "$RUN/completion-increments.safetensors" "$LEARNED" \
-    --problems "$PROBLEMS" --output_dir "$RUN/search" --overwrite --groups 3 --weight_range 0 2 --trials 16 --rungs 3 \
-    --dev_size 48 --num_completions_eval 4 --eval-size 100 "${SAMPLING[@]}"
+    "${SMALLER[@]}" --output_path "$RUN/sweep.json" "${SAMPLING[@]}"
+stage search steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" "$LEARNED" --problems "$PROBLEMS" \
+    --output_dir "$RUN/search" --overwrite --groups 3 --weight_range 0 2 --trials 16 --rungs 3 --dev_size 48 \
+    --num_completions_eval 4 --eval-size 100 "${SAMPLING[@]}"
 stage figure steerlift plot --results-path "$RUN/sweep.json" --output-path "$RUN/sweep.png"
 stage report steerlift report "$RUN"

@@ -13,7 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from steerlift.records.runs import read_json, replacing
@@ -33,11 +33,12 @@ TASKS = {
 # The arms of an evaluation by the file that their vectors come from.
 ARMS = {
     "learn-grpo/vectors": "learned by GRPO alone",
-    "completion-increments": "increments of the completion mean",
-    "weight-of-completion-mean_difference/best": "completion mean, weight chosen on dev problems",
-    "weight-of-prompt-mean_difference/best": "prompt mean, weight chosen on dev problems",
+    "increments": "increments of the completion mean",
+    "weight-of-completion-mean/best": "completion mean, weight chosen on dev problems",
+    "weight-of-prompt-mean/best": "prompt mean, weight chosen on dev problems",
     "random_control": "random directions, norms of the learned ones",
 }
+_TRAININGS = ("grpo", "distill", "learn-grpo")
 DISTILLED = "learned by distillation"
 SCORES = (
     "pass_at_1", "ci95", "difference_from_base", "difference_ci95", "gap_recovered", "gap_recovered_ci95", "lenient_pass_at_1",
@@ -54,9 +55,10 @@ def keep(run: Path, target: Path) -> None:
         "evaluations": {name: _scores(results) for name, results in evaluations.items()},
         "search": _search(search) if (search / "results.json").exists() else None,
         "choose": _chosen(run / "chosen" / "choose.json"),
-        "dev": {name: _dev_scores(run / name) for name in ("grpo", "distill", "learn-grpo")},
-        "settings": {name: _settings(run / name) for name in ("grpo", "distill", "learn-grpo")},
+        "dev": {name: _dev_scores(run / name) for name in _TRAININGS if (run / name).exists()},
+        "settings": {name: read_json(run / name / "config.json") for name in _TRAININGS if (run / name).exists()},
         "seconds": _seconds(run / "stages"),
+        "speed": _speed(run / "grpo"),
         "bytes": _bytes(run),
         "provenance": next(iter(evaluations.values()))["provenance"] if evaluations else None,
     }
@@ -119,13 +121,13 @@ def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
                 rows.append(f"| {name} | {' | '.join(cell(arm) for arm in arms)} | {average} |")
         yield "\n".join([head, _rule(head), *rows])
     first = next(iter(seeds.values()))
-    for name, title in (("sweep", "other weights of the learned vectors"), ("controls", "controls of the learned vectors")):
+    for name, title in (("methods", "methods and controls"), ("sweep", "other weights of the learned vectors")):
         if name in first["evaluations"]:
             arms = first["evaluations"][name]
             count = arms["base"]["num_eval_problems"]
             head = f"| {title}, seed 0, {count} problems | pass@1 % | gap recovered % | format % |"
             yield "\n".join([head, _rule(head), *(_arm_row(arm_name, arm) for arm_name, arm in arms.items())])
-    others = {n: a for n, a in first["evaluations"].items() if n not in ("results", "sweep", "controls")}
+    others = {n: a for n, a in first["evaluations"].items() if n not in ("results", "methods", "sweep")}
     if others:
         head = "| transfer, seed 0 | base, pass@1 % | fine-tuned | steered | gap recovered % |"
         rows = [
@@ -199,15 +201,20 @@ def _dev_scores(run: Path) -> dict[str, Any]:
     }
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(run / "config.json")
-    return content
-
-
 def _seconds(stages: Path) -> dict[str, list[float]]:
     """Wall, user and system seconds of every stage."""
     lines = (line.split() for line in stages.read_text(encoding="utf-8").splitlines())
     return {name: [float(value) for value in values] for name, *values in lines}
+
+
+def _speed(run: Path) -> dict[str, float]:
+    """Medians over GRPO's steps, in completion tokens: those of groups without signal are sampled, but not trained."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [row for row in rows if row.get("update_seconds")]
+    sampled = [row["tokens_per_second"] for row in steps]
+    tokens = [row["tokens_per_second"] * row["sampling_seconds"] * (1 - row["no_signal_rate"]) for row in steps]
+    trained = [count / row["update_seconds"] for count, row in zip(tokens, steps, strict=True)]
+    return {"sampled_tokens_per_second": median(sampled), "trained_tokens_per_second": median(trained)}
 
 
 def _bytes(run: Path) -> dict[str, int]:

@@ -64,6 +64,13 @@ class Gradebook:
         self.journal.append({"split": split, "arm": arm, "index": index, **g.to_row()} for arm, index, g in graded)
         self.done.update({(split, arm, index): g for arm, index, g in graded})
 
+    def take_over(self, answered: Sequence[tuple[str, str, int, GradedProblem]]) -> int:
+        """Keeps those of (split, arm, index, graded problem) that are not here yet. Returns how many."""
+        new = {(split, arm, index): graded for split, arm, index, graded in answered if (split, arm, index) not in self.done}
+        for split in sorted({split for split, _, _ in new}):
+            self.record(split, [(arm, index, graded) for (of, arm, index), graded in new.items() if of == split])
+        return len(new)
+
     def graded(self, split: str, arm: str, count: int) -> list[GradedProblem]:
         """The first `count` problems of an arm, in order; all must have been run."""
         return [self.done[split, arm, index] for index in range(count)]

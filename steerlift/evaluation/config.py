@@ -44,6 +44,8 @@ class EvaluateConfig:
     """What else might explain a gain, at the chosen weight (or the only one): see steerlift.evaluation.controls."""
     other_vectors: tuple[Path, ...] = ()
     """Vectors of other runs, as controls at the same weight."""
+    reuse: tuple[Path, ...] = ()
+    """Results of earlier evaluations with the same seed and sampling: what the same models have answered is not asked again."""
     problems: str = "math"
     """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
     few_shot: int = 0

@@ -12,6 +12,7 @@ from steerlift.evaluation.controls import ControlArm, control_arms, other_vector
 from steerlift.evaluation.evidence import groups, p_values, separation
 from steerlift.evaluation.identity import digest, identity, vectors_identity
 from steerlift.evaluation.results import arm_result, best_weight
+from steerlift.evaluation.reuse import reusable_answers
 from steerlift.evaluation.samplers import LocalModels, Samplers
 from steerlift.evaluation.served_models import ServedModels
 from steerlift.problems.load import load_problems, load_worked_examples
@@ -52,8 +53,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_unseen(vectors.metadata, test, str(config.steering_vectors_path))
     separated = separation(vectors.metadata, test, dev)
     settings = _settings(config, vectors, [*test, *dev], few_shot)
+    reused = reusable_answers(settings, config.reuse, {config.split: test, "dev": dev})
     book = Gradebook.open(completions_path(config.output_path), settings, config.overwrite)
     check_writable(config.output_path)
+    if reused:
+        say(f"{book.take_over(reused)} answered problems are those of {', '.join(map(str, config.reuse))}")
     say(
         f"evaluating on {len(test)} {config.split} problems of {config.problems}{few_shot_note(few_shot)}; "
         f"completions go to {book.journal.path}"
@@ -69,6 +73,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "output_path": str(config.output_path),
         "steering_vectors_path": str(config.steering_vectors_path),
         "other_vectors": [str(path) for path in config.other_vectors],
+        "reuse": [str(path) for path in config.reuse],
     }
     # The problems that the vectors have seen stand under `separation`.
     results["vectors"] = {name: value for name, value in vectors.metadata.items() if name != SEEN}
