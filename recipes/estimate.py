@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python recipes/estimate.py results/smollm2-sums-0 --flops 4e14 --parameters 7.6e9
 
-A token costs 2 x parameters floating-point operations to sample and 6 x to train (Kaplan et al. 2020, section 2.1). What share of
-this machine's matrix products the run reached is taken to be reached on the GPU too, of `--flops` (give what a large bfloat16
-product reaches there, not the data sheet's peak); sampling is taken to be half as good again there, as it waits for memory.
-An estimate, not a measurement.
+A token costs 2 x parameters floating-point operations to sample and 6 x to train (Kaplan et al. 2020, section 2.1). What share
+of this machine's matrix products the run reached is taken to be reached on the GPU too, of `--flops` (give what a large
+bfloat16 product reaches there, not the data sheet's peak); sampling is taken to reach half of that share there, as it waits
+for memory. An estimate, not a measurement.
 """
 
 import argparse
@@ -53,8 +53,10 @@ def main() -> None:
     print(f"there: {sampled:,.0f} tokens/s sampled, {trained:,.0f} tokens/s trained")
     print(f"GRPO, {options.steps} steps of {options.completions} x {options.tokens} tokens: {hours:.1f} h")
     print(f"evaluation, 12 arms of 200 problems x 4: {evaluated:.1f} h")
-    print(f"memory: {weights:.0f} GB of weights; all of them trained (gradients, Adam in float32) {8 * weights:.0f} GB;")
-    print(f"  with --lora_r 16 or learned vectors about {1.5 * weights:.0f} GB")
+    print(f"memory, with gradients and AdamW's two moments, before activations: {4 * weights:.0f} GB (--dtype bfloat16),")
+    print(
+        f"  {8 * weights:.0f} GB (--dtype mixed); --lora_r 16 or learned vectors: {weights:.0f} GB of weights and little more"
+    )
 
 
 if __name__ == "__main__":
