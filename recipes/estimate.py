@@ -55,7 +55,7 @@ def main() -> None:
     print(f"evaluation, 12 arms of 200 problems x 4: {evaluated:.1f} h")
     print(f"memory, with gradients and AdamW's two moments, before activations: {4 * weights:.0f} GB (--dtype bfloat16),")
     print(
-        f"  {8 * weights:.0f} GB (--dtype mixed); --lora_r 16 or learned vectors: {weights:.0f} GB of weights and little more"
+        f"  {8 * weights:.0f} GB (--dtype mixed); --lora_r 16 or learned vectors: {weights:.0f} GB and little more"
     )
 
 
