@@ -9,12 +9,12 @@ OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || t
 
 # GRPO learns from problems that the base solves sometimes; all scores are on problems of every difficulty.
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \
-    --train_size "$ANSWERED" --num_completions 8 --success 0.1 0.9 "${SAMPLING[@]}"
+    --train_size "$ANSWERED" --num_completions 4 --success 0.25 0.75 "${SAMPLING[@]}"
 
 stage grpo steerlift train --model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/grpo" --resume \
-    --num_train_iters "$STEPS" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
-    --max_grad_norm 1 --weight_decay 0 --final_lr_percent 0.5 "${GRPO[@]}" \
-    --eval_split dev "${DEV[@]}" --eval_every $((STEPS / 2)) --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+    --num_train_iters "$STEPS" --num_chains 8 --micro_batch_size "$ROWS" \
+    --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}" \
+    --eval_split dev "${DEV[@]}" --eval_every 16 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 
 # Means over training problems of what each layer adds, over completion tokens.
 stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
