@@ -54,9 +54,7 @@ def main() -> None:
     print(f"GRPO, {options.steps} steps of {options.completions} x {options.tokens} tokens: {hours:.1f} h")
     print(f"evaluation, 12 arms of 200 problems x 4: {evaluated:.1f} h")
     print(f"memory, with gradients and AdamW's two moments, before activations: {4 * weights:.0f} GB (--dtype bfloat16),")
-    print(
-        f"  {8 * weights:.0f} GB (--dtype mixed); --lora_r 16 or learned vectors: {weights:.0f} GB and little more"
-    )
+    print(f"  {8 * weights:.0f} GB (--dtype mixed); --lora_r 16 or learned vectors: {weights:.0f} GB and little more")
 
 
 if __name__ == "__main__":

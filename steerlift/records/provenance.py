@@ -5,6 +5,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "math-verify", "numpy", "scipy")
@@ -27,8 +28,13 @@ def provenance(*, model: str | None = None, seed: int | None = None, device: str
         "seed": seed,
         "device": device,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([_program(sys.argv[0]), *sys.argv[1:]]),
     }
+
+
+def _program(name: str) -> str:
+    """As one types it: where an environment keeps its programs is nobody else's business."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _version(name: str) -> str | None:

@@ -28,6 +28,11 @@ def test_a_result_says_what_it_was_run_on(monkeypatch):
     }
 
 
+def test_the_place_of_an_installed_program_is_not_told(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/steerlift", "train"])
+    assert provenance()["command"] == "steerlift train"
+
+
 def test_what_is_not_installed_is_left_out(monkeypatch):
     def found(name: str) -> str:
         if name in ("steerlift", "scipy"):
