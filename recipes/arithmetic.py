@@ -2,7 +2,7 @@
 
     python recipes/arithmetic.py runs/problems
 
-`sums` adds two numbers from 10 to 99 (43 + 28), `threes` a third from 2 to 9 (43 + 28 + 5: "43 + 28 = 71; 71 + 5 = 76").
+`sums` adds two numbers from 10 to 99 (43 + 28: "40 + 20 = 60; 3 + 8 = 11; 60 + 11 = 71"), `threes` a third from 2 to 9.
 `warmup` holds 400 training problems of each, to teach a model the format on. No problem stands in both files of a folder,
 whatever the order of its numbers, and no training problem of `threes` begins with the numbers of a test problem of `sums`.
 """
@@ -37,11 +37,11 @@ def main(folder: Path) -> None:
 
 
 def _row(kind: str, *numbers: int) -> Row:
-    """A problem with its solution, one number after the other."""
-    steps, total = [], numbers[0]
-    for number in numbers[1:]:
-        steps.append(f"{total} + {number} = {total + number}")
-        total += number
+    """A problem with its solution: the tens, the ones, both together."""
+    parts = [10 * (number // 10) for number in numbers if number > 9], [number % 10 for number in numbers]
+    tens, ones = map(sum, parts)
+    steps = [f"{' + '.join(map(str, part))} = {sum(part)}" for part in parts] + [f"{tens} + {ones} = {tens + ones}"]
+    total = tens + ones
     return {
         "problem": f"What is {' + '.join(map(str, numbers))}?",
         "answer": str(total),

@@ -24,4 +24,4 @@ for model in "$BASE" "$TUNED"; do
     test -f "$model-8bit/config.json" || python recipes/eight_bit.py "$model" "$model-8bit"
 done
 transfer "$SUMS" weights-of-8-bits "$BASE-8bit" "$TUNED-8bit" "$SUMS" sums --temperature 1 --max_completion_length 48
-transfer "$THREES" vectors-of-sums "$BASE" "$THREES/grpo/checkpoint_step_32" "$SUMS" threes --temperature 1 --max_completion_length 48
+transfer "$THREES" vectors-of-sums "$BASE" "$THREES/grpo/checkpoint_step_24" "$SUMS" threes --temperature 1 --max_completion_length 48
