@@ -1,6 +1,6 @@
 # Sourced by the scripts of the rows of docs/results.md: from a base model and a folder of problems to tables, figures and a report.
 # They set RUN, BASE, PROBLEMS, SEED and what stands in capitals below; they are to be run again after they were stopped: they go on.
-FINETUNED=$RUN/grpo/checkpoint_step_$STEPS
+FINETUNED=$RUN/grpo/checkpoint_step_$CHECKPOINT
 MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
 DEV=(--eval-size 40 --num_completions_eval 4)
 LEARNED=$RUN/distill/vectors.safetensors
@@ -14,7 +14,7 @@ stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --outp
 stage grpo steerlift train --model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/grpo" --resume \
     --num_train_iters "$STEPS" --num_chains 8 --micro_batch_size "$ROWS" \
     --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}" \
-    --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+    --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 8 "${SAMPLING[@]}"
 
 # Means over training problems of what each layer adds, over completion tokens.
 stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
@@ -25,9 +25,11 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
 # Neither has its weight chosen: both are added once. The base is asked once for all seeds, with the same random numbers.
-stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --other_vectors "$RUN/increments.safetensors" --random_control --problems "$PROBLEMS" --eval-size "$TESTED" \
-    --num_completions_eval 4 --output_path "$RUN/results.json" --reuse $OTHER_SEEDS "${SAMPLING[@]}" --seed 0
+TEST=(--weights 1 --problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
+stage evaluate-increments steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/increments.safetensors" "${TEST[@]}" \
+    --output_path "$RUN/results-increments.json" --reuse $OTHER_SEEDS
+stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --random_control "${TEST[@]}" \
+    --output_path "$RUN/results.json" --reuse "$RUN/results-increments.json"
 
 if [ "$SEED" != 0 ]; then
     return
@@ -37,7 +39,9 @@ fi
 # problems; other weights; all controls; a search over vectors, layers and weights.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
     --objective grpo "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
-    --learning_rate 0.005 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+    --learning_rate 0.001 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
+    "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
 for tokens in completion prompt; do
     stage "$tokens-mean" steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens "$tokens" \
         --output_path "$RUN/$tokens-mean.safetensors" "${SAMPLING[@]}"
@@ -47,8 +51,7 @@ for tokens in completion prompt; do
 done
 SMALLER=(--problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --other_vectors "$RUN/learn-grpo/vectors.safetensors" "$RUN/increments.safetensors" \
-    "$RUN/weight-of-completion-mean/best.safetensors" "$RUN/weight-of-prompt-mean/best.safetensors" \
+    --other_vectors "$RUN/weight-of-completion-mean/best.safetensors" "$RUN/weight-of-prompt-mean/best.safetensors" \
     --controls random negated shuffled cooler format "${SMALLER[@]}" --output_path "$RUN/methods.json" "${SAMPLING[@]}"
 stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 0.25 0.5 0.75 1 1.5 2 \
     "${SMALLER[@]}" --output_path "$RUN/sweep.json" "${SAMPLING[@]}"

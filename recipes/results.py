@@ -32,14 +32,14 @@ TASKS = {
 }
 # The arms of an evaluation by the file that their vectors come from.
 ARMS = {
-    "learn-grpo/vectors": "learned by GRPO alone",
-    "increments": "increments of the completion mean",
     "weight-of-completion-mean/best": "completion mean, weight chosen on dev problems",
     "weight-of-prompt-mean/best": "prompt mean, weight chosen on dev problems",
     "random_control": "random directions, norms of the learned ones",
 }
 _TRAININGS = ("grpo", "distill", "learn-grpo")
 DISTILLED = "learned by distillation"
+# Evaluations of other vectors of the run, which stand in one table with those of the learned ones.
+BESIDE = {"results-increments": "increments of the completion mean", "results-learn-grpo": "learned by GRPO alone"}
 SCORES = (
     "pass_at_1", "ci95", "difference_from_base", "difference_ci95", "gap_recovered", "gap_recovered_ci95", "lenient_pass_at_1",
     "format_rate", "truncated_rate", "mean_length", "num_eval_problems", "completions_per_problem", "weight",
@@ -51,8 +51,11 @@ def keep(run: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     evaluations = {path.stem: read_json(path) for path in sorted(run.glob("*.json")) if "base_model" in read_json(path)}
     search = run / "search"
+    scores = {name: _scores(results) for name, results in evaluations.items()}
+    for name in [name for name in scores if name in BESIDE]:  # the same problems, and the same base and fine-tuned answers
+        scores["results"][BESIDE[name]] = scores.pop(name)[DISTILLED]
     summary = {
-        "evaluations": {name: _scores(results) for name, results in evaluations.items()},
+        "evaluations": scores,
         "search": _search(search) if (search / "results.json").exists() else None,
         "choose": _chosen(run / "chosen" / "choose.json"),
         "dev": {name: _dev_scores(run / name) for name in _TRAININGS if (run / name).exists()},
@@ -218,7 +221,7 @@ def _speed(run: Path) -> dict[str, float]:
 
 
 def _bytes(run: Path) -> dict[str, int]:
-    weights = [*run.glob("grpo/checkpoint_step_*/model*.safetensors")]
+    weights = sorted(run.glob("grpo/checkpoint_step_*"))[-1].glob("model*.safetensors")
     return {
         "checkpoint": sum(path.stat().st_size for path in weights),
         "vectors": (run / "distill/vectors.safetensors").stat().st_size,

@@ -14,7 +14,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 
 SAMPLING=(--temperature 1 --max_completion_length 64 --seed "$SEED")
-ANSWERED=300 AVERAGED=200 TESTED=400 STEPS=20 ROWS=64
+ANSWERED=300 AVERAGED=200 TESTED=400 STEPS=20 CHECKPOINT=8 ROWS=64
 GRPO=(--learning_rate 3e-5 --gradient_accumulation_steps 8)
 DISTILL=(--train_size 320 --finetuned_completions 2 --num_train_iters 40)
 LEARN_GRPO=(--num_train_iters 16)

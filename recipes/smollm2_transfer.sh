@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Not run to the end yet.
 # What becomes of the learned vectors of smollm2_sums.sh 0 and smollm2_threes.sh 0 elsewhere: on the other task, at other
 # temperatures, with a longer limit, on weights of 8 bits. 100 test problems x 4 each; about half an hour of one CPU core.
 set -euo pipefail
@@ -15,7 +16,7 @@ transfer() {
         --weights 1 --problems "$ROOT/problems/$6" --eval-size 100 --num_completions_eval 4 --seed 0 --output_path "$RUN/$2.json" "${@:7}"
 }
 
-TUNED=$SUMS/grpo/checkpoint_step_32
+TUNED=$SUMS/grpo/checkpoint_step_8
 transfer "$SUMS" vectors-of-threes "$BASE" "$TUNED" "$THREES" sums --temperature 1 --max_completion_length 48
 transfer "$SUMS" temperature-0.5 "$BASE" "$TUNED" "$SUMS" sums --temperature 0.5 --max_completion_length 48
 transfer "$SUMS" temperature-0 "$BASE" "$TUNED" "$SUMS" sums --temperature 0 --max_completion_length 48 --num_completions_eval 1
