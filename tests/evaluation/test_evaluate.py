@@ -47,7 +47,7 @@ def test_results_have_the_originals_shape_and_can_be_plotted(config):
 def test_settings_can_be_run_again(config):
     settings = evaluate(config)["settings"]
     paths = {name: Path(settings[name]) for name in ("output_path", "steering_vectors_path")}
-    again = EvaluateConfig(**{**settings, **paths, "weights": tuple(settings["weights"]), "other_vectors": ()})
+    again = EvaluateConfig(**{**settings, **paths, "weights": tuple(settings["weights"]), "other_vectors": (), "reuse": ()})
     assert again == config
 
 
