@@ -40,8 +40,8 @@ def _row(kind: str, *numbers: int) -> Row:
     """A problem with its solution: the tens, the ones, both together."""
     parts = [10 * (number // 10) for number in numbers if number > 9], [number % 10 for number in numbers]
     tens, ones = map(sum, parts)
-    steps = [f"{' + '.join(map(str, part))} = {sum(part)}" for part in parts] + [f"{tens} + {ones} = {tens + ones}"]
     total = tens + ones
+    steps = [f"{' + '.join(map(str, part))} = {sum(part)}" for part in parts] + [f"{tens} + {ones} = {total}"]
     return {
         "problem": f"What is {' + '.join(map(str, numbers))}?",
         "answer": str(total),

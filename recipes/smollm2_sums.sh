@@ -3,6 +3,7 @@
 #
 #     bash recipes/smollm2_sums.sh 0        # the seed of all but the base model and the problems
 #
+# Run so far: seed 0 up to its evaluation, and the controls; what follows them in experiment.sh was not.
 # About 1.5 hours of one CPU core; seeds can run side by side.
 set -euo pipefail
 SEED=$1

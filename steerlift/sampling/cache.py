@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 from steerlift.steering.models import Model
 
@@ -56,11 +56,6 @@ def new_cache(model: Model) -> DynamicCache:
 def can_split_rows(model: Model) -> bool:
     """Whether rows can be taken out of the model's cache: every layer keeps keys and values per row."""
     return all(isinstance(layer, DynamicLayer) for layer in new_cache(model).layers)
-
-
-def keeps_all_tokens(model: Model) -> bool:
-    """Whether no layer looks back through a window, in which padding between tokens would count as distance."""
-    return not any(isinstance(layer, DynamicSlidingWindowLayer) for layer in new_cache(model).layers)
 
 
 def _room_for(states: Tensor) -> Tensor:

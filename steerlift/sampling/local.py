@@ -16,12 +16,13 @@ from transformers import DynamicCache
 from steerlift.records.errors import InputError, NotFiniteError
 from steerlift.records.progress import say
 from steerlift.records.types import Completion
-from steerlift.sampling.cache import can_split_rows, keeps_all_tokens, new_cache
+from steerlift.sampling.cache import can_split_rows, new_cache
 from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
 from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
 from steerlift.steering.apply import Steering, steer
-from steerlift.steering.models import Model, Tokenizer, end_token_ids, memory_budget, text_config
+from steerlift.steering.beginnings import allows_gaps, common_beginning
+from steerlift.steering.models import Model, Tokenizer, decoder_body, end_token_ids, memory_budget, text_config
 from steerlift.steering.vectors import SteeringVectors
 
 MOST_ROWS = 1024
@@ -49,7 +50,7 @@ class LocalSampler:
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
         self._can_split = can_split_rows(model)
-        self._can_share_beginnings = self._can_split and keeps_all_tokens(model)
+        self._can_share_beginnings = self._can_split and allows_gaps(decoder_body(model))
         if not self._can_split:
             say(f"{type(model).__name__}: its cache cannot be split by rows; sampling falls back to transformers' generate")
 
@@ -190,7 +191,7 @@ class LocalSampler:
         prompts = [request.prompt_ids for request in requests]
         weights = [request.weight for request in requests]
         different = list(dict.fromkeys(weights))
-        shared = _shared_beginning(prompts) if self._can_share_beginnings and len(different) < len(requests) else 0
+        shared = common_beginning(prompts) if self._can_share_beginnings and len(different) < len(requests) else 0
         if shared >= _LEAST_SHARED:
             if steering is not None:
                 steering.set_weight(different)
@@ -252,14 +253,6 @@ def rows_that_fit(model: Model, length: int) -> int:
     # Growing the cache and dropping rows copy it once; logits exist as scaled, logprobs and cumulative sums in float32.
     per_row = 2 * per_token * length + 4 * 4 * config.vocab_size
     return max(1, min(MOST_ROWS, memory_budget(model.device) // int(per_row)))
-
-
-def _shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all prompts begin with, less the last one of each: its logits are wanted."""
-    # The first and the last in order differ earliest.
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    return next((place for place in range(most) if first[place] != last[place]), most)
 
 
 def _ignore(count: int) -> None:

@@ -4,20 +4,17 @@ Shapes: R rows, T tokens of a part, C tokens of all parts so far, H hidden size.
 """
 
 from collections.abc import Collection
-from inspect import signature
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache
+
+from steerlift.steering.beginnings import allows_gaps, common_beginning
 
 _SHORTEST, _LEAST_SAVED = 16, 64
 """Tokens of a beginning, and tokens that computing it once saves. A pass of its own for less costs more than it saves: a
 model's weights are read, and their gradients added up, once more."""
-
-_WINDOWS = ("sliding_window", "window_size", "attention_window_size")
-"""Where configurations say how many tokens some layers look back."""
 
 
 class SharedContext:
@@ -67,10 +64,7 @@ def common_prefix(prompts: Collection[tuple[int, ...]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    # What the first and the last in order begin with, all between them begin with.
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    length = next((place for place in range(most) if first[place] != last[place]), most)
+    length = common_beginning(prompts)
     saved = length * (len(prompts) - 1)
     return length if length >= _SHORTEST and saved >= _LEAST_SAVED else 0
 
@@ -82,16 +76,8 @@ def can_share(body: nn.Module) -> bool:
 
 
 def can_share_beginnings(body: nn.Module) -> bool:
-    """Whether prompts of several lengths may go on after one beginning, with padding between it and the shorter ones.
-
-    Only where every layer sees all tokens and is told their places: a window, or a distance counted in the cache, counts
-    the padding too.
-    """
-    if not can_share(body) or "position_ids" not in signature(body.forward).parameters:
-        return False
-    config = cast("PreTrainedConfig", body.config).get_text_config(decoder=True)
-    windowed = any(getattr(config, name, None) is not None for name in _WINDOWS) and getattr(config, "use_sliding_window", True)
-    return not windowed and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    """Whether prompts of several lengths may go on after one beginning, with padding between it and the shorter ones."""
+    return can_share(body) and allows_gaps(body)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 import pytest
 import torch
 from tiny_models import END, HIDDEN, SpellingTokenizer, random_prompts, tiny_model
-from transformers import AutoModelForCausalLM, Lfm2Config
+from transformers import AutoModelForCausalLM, Lfm2Config, MptConfig
 from transformers.cache_utils import DynamicLayer
 
 from steerlift.records.errors import InputError
-from steerlift.sampling.cache import RoomyLayer, keeps_all_tokens
+from steerlift.sampling.cache import RoomyLayer
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import Request, SamplingOptions
 from steerlift.steering.apply import steer
+from steerlift.steering.beginnings import allows_gaps
+from steerlift.steering.models import decoder_body
 from steerlift.steering.vectors import SteeringVectors
 
 LIMIT = 20
@@ -94,7 +96,7 @@ def test_what_prompts_begin_with_is_computed_once_for_each_weight_and_changes_no
     hook = family.get_input_embeddings().register_forward_hook(lambda _module, ids, _states: widths.append(ids[0].shape))
     sampled = LocalSampler(family, SpellingTokenizer(), vectors).sample(requests, SamplingOptions(0.7, LIMIT))
     hook.remove()
-    shared = [(2, 24), (6, 9)] if keeps_all_tokens(family) else [(6, 33)]
+    shared = [(2, 24), (6, 9)] if allows_gaps(decoder_body(family)) else [(6, 33)]
     assert [tuple(shape) for shape in widths[: len(shared)]] == shared
     for request, completions in zip(requests, sampled, strict=True):
         for completion in completions:
@@ -104,8 +106,25 @@ def test_what_prompts_begin_with_is_computed_once_for_each_weight_and_changes_no
 
 
 def test_models_that_look_back_through_a_window_are_told_apart():
-    seen = {name: keeps_all_tokens(tiny_model(name)) for name in ("qwen2", "llama", "mistral", "gemma2")}
+    seen = {name: allows_gaps(decoder_body(tiny_model(name))) for name in ("qwen2", "llama", "mistral", "gemma2")}
     assert seen == {"qwen2": True, "llama": True, "mistral": False, "gemma2": False}
+
+
+def test_a_model_that_counts_distances_in_its_cache_computes_every_prompt_whole():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        MptConfig(vocab_size=97, d_model=HIDDEN, n_layers=2, n_heads=4, expansion_ratio=2, eos_token_id=END, pad_token_id=0)
+    )
+    model = model.float().eval()
+    beginning = random_prompts(24)[0]
+    prompts = [beginning + rest for rest in random_prompts(1, 9, 4)]
+    sampled = LocalSampler(model, SpellingTokenizer()).sample(
+        [Request(p, (1, 2)) for p in prompts], SamplingOptions(0.7, LIMIT)
+    )
+    for prompt, completions in zip(prompts, sampled, strict=True):
+        for completion in completions:
+            expected = full_forward_logprobs(model, prompt, completion, 0.7)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=1e-4)
 
 
 def test_a_cache_with_room_holds_what_transformers_cache_holds():
