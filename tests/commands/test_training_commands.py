@@ -32,6 +32,7 @@ import resource
 import psutil
 
 calls = 0
+taken = []
 
 def length(graded):
     return [len(c.token_ids) / 10 for c in graded.completions]
@@ -46,7 +47,12 @@ def overflowing(graded):
 
 def taking_all_memory(graded):
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms, resource.RLIM_INFINITY))
-    return [place for place, _ in enumerate(graded.grades)]
+    # What was freed before is kept for the next tensor, and would do for a small update.
+    try:
+        while True:
+            taken.append(bytearray(2**24))
+    except MemoryError:
+        return [place for place, _ in enumerate(graded.grades)]
 """
 
 
