@@ -21,7 +21,7 @@ stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train
     --method increments --output_path "$RUN/increments.safetensors" "${SAMPLING[@]}"
 
 stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
-    "${DISTILL[@]}" --gradient_accumulation_steps 8 --micro_batch_size "$ROWS" --learning_rate 0.01 \
+    "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
 # Neither has its weight chosen: both are added once. The base is asked once for all seeds, with the same random numbers.
