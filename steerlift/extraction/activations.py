@@ -1,19 +1,21 @@
 """Mean activations of a model over chosen tokens, one vector per decoder layer, in memory that does not grow with the data.
 
-Shapes: B sequences of a batch, T tokens, H hidden size, L layers, N tokens that count.
+Shapes: B sequences of a batch, T tokens (after what all sequences begin with, where that is shared), H hidden size, L layers,
+N tokens that count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerlift.extraction.config import TokenChoice
 from steerlift.records.errors import InputError
 from steerlift.sampling.sampler import OnDone
 from steerlift.steering.hooks import layer_hooks
 from steerlift.steering.models import Model, decoder_body, decoder_layers
+from steerlift.steering.shared_context import SharedContext, can_share_beginnings, common_prefix
 
 # Tokens of one forward pass, padding included: enough to keep matrix products busy, little next to a model's weights.
 TOKENS_PER_BATCH = 4096
@@ -55,21 +57,31 @@ def mean_activations(
 ) -> MeanActivations:
     """Runs the decoder body (not the head) over the sequences and averages each layer's output over the chosen tokens.
 
-    Padding never counts. The running sums are float64: bfloat16 sums stick and float32 ones drift.
+    What all prompts begin with goes through the model once a batch, where none of it is averaged. Padding never counts.
+    The running sums are float64: bfloat16 sums stick and float32 ones drift.
     Raises InputError when there is no token to average.
     """
     layers = decoder_layers(model)
     body = decoder_body(model)
     sums = {index: _RunningSums() for index in layers}
     count = 0
+    beginning = _uncounted_beginning(body, sequences, tokens)
     with layer_hooks(layers, {index: layer_sums.read for index, layer_sums in sums.items()}):
-        for batch in _batches(sequences):
-            ids_BT, mask_BT, chosen_BT = _tensors(batch, tokens, include_first_position, model.device)
+        for batch in _batches(sequences, len(beginning)):
+            ids_BT, mask_BT, chosen_BT = _tensors(batch, len(beginning), tokens, include_first_position, model.device)
             chosen_N = chosen_BT.flatten().nonzero().squeeze(1)
-            for layer_sums in sums.values():
-                layer_sums.chosen_N = chosen_N
             count += len(chosen_N)
-            body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+            if beginning:
+                _choose(sums.values(), chosen_N[:0])
+                context = SharedContext(body, keeps=True)
+                ids_1T = torch.tensor([beginning], device=model.device)
+                context.read(ids_1T, torch.ones_like(ids_1T))
+                context.repeat(len(batch))
+                _choose(sums.values(), chosen_N)
+                context.read(ids_BT, mask_BT)
+            else:
+                _choose(sums.values(), chosen_N)
+                body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
             if on_done is not None:
                 on_done(len(batch))
     if not count:
@@ -81,6 +93,11 @@ def mean_activations(
         torch.stack([layer_sums.norms for layer_sums in sums.values()]) / count,
         count,
     )
+
+
+def _choose(sums: Iterable["_RunningSums"], chosen_N: Tensor) -> None:
+    for layer_sums in sums:
+        layer_sums.chosen_N = chosen_N
 
 
 class _RunningSums:
@@ -100,11 +117,22 @@ class _RunningSums:
         self.norms = self.norms + torch.linalg.vector_norm(chosen_NH, dim=-1).sum(dtype=wide).cpu().double()
 
 
-def _batches(sequences: Sequence[TokenSequence]) -> Iterator[list[TokenSequence]]:
-    """Sequences of similar length together, at most TOKENS_PER_BATCH padded tokens a batch (or one longer sequence)."""
+def _uncounted_beginning(body: nn.Module, sequences: Sequence[TokenSequence], tokens: TokenChoice) -> tuple[int, ...]:
+    """The tokens that all prompts begin with, where none of them is averaged and the model can go on from them."""
+    if tokens == "prompt" or not can_share_beginnings(body):
+        return ()
+    prompts = {sequence.ids[: sequence.start] for sequence in sequences}
+    return sequences[0].ids[: common_prefix(prompts)] if sequences else ()
+
+
+def _batches(sequences: Sequence[TokenSequence], shared: int) -> Iterator[list[TokenSequence]]:
+    """Sequences of similar length together, at most TOKENS_PER_BATCH padded tokens a batch (or one longer sequence).
+
+    The first `shared` tokens of each do not count.
+    """
     batch: list[TokenSequence] = []
     for sequence in sorted(sequences, key=lambda s: len(s.ids), reverse=True):
-        if batch and len(batch[0].ids) * (len(batch) + 1) > TOKENS_PER_BATCH:
+        if batch and (len(batch[0].ids) - shared) * (len(batch) + 1) > TOKENS_PER_BATCH:
             yield batch
             batch = []
         batch.append(sequence)
@@ -113,16 +141,17 @@ def _batches(sequences: Sequence[TokenSequence]) -> Iterator[list[TokenSequence]
 
 
 def _tensors(
-    batch: list[TokenSequence], tokens: TokenChoice, include_first_position: bool, device: torch.device
+    batch: list[TokenSequence], shared: int, tokens: TokenChoice, include_first_position: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids, attention mask, and which tokens are averaged, each of shape (B, T)."""
-    longest = len(batch[0].ids)
+    """Right-padded ids after the shared ones, attention mask, and which tokens are averaged, each of shape (B, T)."""
+    longest = len(batch[0].ids) - shared
     ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
     chosen_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
     for row, sequence in enumerate(batch):
-        ids_BT[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
-        mask_BT[row, : len(sequence.ids)] = 1
+        ids = sequence.ids[shared:]
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
+        mask_BT[row, : len(ids)] = 1
         first, end = sequence.span(tokens, include_first_position)
-        chosen_BT[row, first:end] = True
+        chosen_BT[row, first - shared : end - shared] = True
     return ids_BT.to(device), mask_BT.to(device), chosen_BT.to(device)

@@ -21,8 +21,8 @@ from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
 from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
 from steerlift.steering.apply import Steering, steer
-from steerlift.steering.beginnings import allows_gaps, common_beginning
 from steerlift.steering.models import Model, Tokenizer, decoder_body, end_token_ids, memory_budget, text_config
+from steerlift.steering.shared_context import allows_gaps, common_beginning
 from steerlift.steering.vectors import SteeringVectors
 
 MOST_ROWS = 1024

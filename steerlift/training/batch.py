@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from steerlift.records.types import GradedProblem
+from steerlift.steering.shared_context import SharedContext, can_share, can_share_beginnings, common_prefix
 from steerlift.training.grpo import LossType, group_advantages, has_no_signal, token_weights
-from steerlift.training.shared_context import SharedContext, can_share, can_share_beginnings, common_prefix
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from steerlift.sampling.cache import RoomyLayer
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import Request, SamplingOptions
 from steerlift.steering.apply import steer
-from steerlift.steering.beginnings import allows_gaps
 from steerlift.steering.models import decoder_body
+from steerlift.steering.shared_context import allows_gaps
 from steerlift.steering.vectors import SteeringVectors
 
 LIMIT = 20

@@ -19,11 +19,11 @@ from transformers import (
 
 from steerlift.problems.prompt import encode_prompt
 from steerlift.records.types import Completion, Grade, GradedProblem, Problem
+from steerlift.steering.shared_context import can_share_beginnings, common_prefix
 from steerlift.steering.trainable import TrainableVectors
 from steerlift.training.batch import MicroBatch, StepBatch, pack
 from steerlift.training.distill import distill_loss
 from steerlift.training.head import chunked_kl, head_of
-from steerlift.training.shared_context import can_share_beginnings, common_prefix
 
 CPU = torch.device("cpu")
 BEGINNING = 40

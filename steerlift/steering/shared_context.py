@@ -1,20 +1,22 @@
-"""Going through a model part by part, so that what several rows begin with is computed once.
+"""What several prompts begin with is computed once: by going through a model part by part, where the model allows it.
 
 Shapes: R rows, T tokens of a part, C tokens of all parts so far, H hidden size.
 """
 
 from collections.abc import Collection
+from inspect import signature
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import DynamicCache
-
-from steerlift.steering.beginnings import allows_gaps, common_beginning
+from transformers import DynamicCache, PreTrainedConfig
 
 _SHORTEST, _LEAST_SAVED = 16, 64
 """Tokens of a beginning, and tokens that computing it once saves. A pass of its own for less costs more than it saves: a
 model's weights are read, and their gradients added up, once more."""
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size")
+"""Where configurations say how many tokens some layers look back."""
 
 
 class SharedContext:
@@ -57,6 +59,14 @@ class SharedContext:
         self.cache.batch_select_indices(rows_R)
 
 
+def common_beginning(prompts: Collection[tuple[int, ...]]) -> int:
+    """How many tokens all of the prompts begin with, less the last one of each: the state at it is wanted."""
+    # What the first and the last in order begin with, all between them begin with.
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
+
+
 def common_prefix(prompts: Collection[tuple[int, ...]]) -> int:
     """How many tokens all of several distinct prompts begin with; 0 where a pass for them is not worth it.
 
@@ -78,6 +88,19 @@ def can_share(body: nn.Module) -> bool:
 def can_share_beginnings(body: nn.Module) -> bool:
     """Whether prompts of several lengths may go on after one beginning, with padding between it and the shorter ones."""
     return can_share(body) and allows_gaps(body)
+
+
+def allows_gaps(body: nn.Module) -> bool:
+    """Whether a decoder computes the same with padding between one beginning and what goes on after it.
+
+    Only where every layer sees all tokens and is told their places: a window, or a distance counted in the cache, counts
+    the padding too.
+    """
+    if "position_ids" not in signature(body.forward).parameters:
+        return False
+    config = cast("PreTrainedConfig", body.config).get_text_config(decoder=True)
+    windowed = any(getattr(config, name, None) is not None for name in _WINDOWS) and getattr(config, "use_sliding_window", True)
+    return not windowed and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
 
 
 def _positions(mask: Tensor) -> Tensor:
