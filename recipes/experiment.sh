@@ -24,11 +24,12 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
     "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
-# Neither has its weight chosen: both are added once. The base is asked once for all seeds, with the same random numbers.
-TEST=(--weights 1 --problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
-stage evaluate-increments steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/increments.safetensors" "${TEST[@]}" \
-    --output_path "$RUN/results-increments.json" --reuse $OTHER_SEEDS
-stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --random_control "${TEST[@]}" \
+# The learned vectors are added once; the weight of the increments was chosen on development problems of the first seed (below).
+# The base is asked once for all seeds, with the same random numbers.
+TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
+stage evaluate-increments steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/increments.safetensors" \
+    --weights "$INCREMENTS_WEIGHT" "${TEST[@]}" --output_path "$RUN/results-increments.json" --reuse $OTHER_SEEDS
+stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 --random_control "${TEST[@]}" \
     --output_path "$RUN/results.json" --reuse "$RUN/results-increments.json"
 
 if [ "$SEED" != 0 ]; then
@@ -41,13 +42,15 @@ stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chos
     --objective grpo "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
     --learning_rate 0.001 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
-    "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
+    --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
 for tokens in completion prompt; do
     stage "$tokens-mean" steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens "$tokens" \
         --output_path "$RUN/$tokens-mean.safetensors" "${SAMPLING[@]}"
-    stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
-        --problems "$PROBLEMS" --output_dir "$RUN/weight-of-$tokens-mean" --overwrite --weight_range 0 0.8 --trials 8 --rungs 2 \
-        --dev_size 40 --num_completions_eval 2 --eval-size 20 "${SAMPLING[@]}"
+done
+for name in increments completion-mean prompt-mean; do
+    stage "weight-of-$name" steerlift search "${MODELS[@]}" --vectors "$RUN/$name.safetensors" --problems "$PROBLEMS" \
+        --output_dir "$RUN/weight-of-$name" --overwrite --weight_range 0 1 --trials 7 --rungs 1 \
+        --dev_size 40 --num_completions_eval 2 --eval-size 8 "${SAMPLING[@]}"
 done
 SMALLER=(--problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
