@@ -3,6 +3,8 @@
 FINETUNED=$RUN/grpo/checkpoint_step_$CHECKPOINT
 MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
 DEV=(--eval-size 40 --num_completions_eval 4)
+WEIGHT=(--problems "$PROBLEMS" --overwrite --trials 5 --rungs 1 --dev_size 40 --num_completions_eval 2 --eval-size 8
+    "${SAMPLING[@]}")
 LEARNED=$RUN/distill/vectors.safetensors
 # Results of other seeds of this row, if they are there: the base is not asked again what it has answered.
 OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || true)
@@ -24,11 +26,15 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
     "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
-# The learned vectors are added once; the weight of the increments was chosen on development problems of the first seed (below).
+# The weight of the increments is chosen on development problems; the learned vectors are added once, and nothing is chosen.
+stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
+    --output_dir "$RUN/weight-of-increments" --weight_range 0.3 1 "${WEIGHT[@]}"
+
 # The base is asked once for all seeds, with the same random numbers.
 TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
-stage evaluate-increments steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/increments.safetensors" \
-    --weights "$INCREMENTS_WEIGHT" "${TEST[@]}" --output_path "$RUN/results-increments.json" --reuse $OTHER_SEEDS
+stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
+    --steering_vectors_path "$RUN/weight-of-increments/best.safetensors" \
+    --output_path "$RUN/results-increments.json" --reuse $OTHER_SEEDS
 stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 --random_control "${TEST[@]}" \
     --output_path "$RUN/results.json" --reuse "$RUN/results-increments.json"
 
@@ -46,11 +52,8 @@ stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_p
 for tokens in completion prompt; do
     stage "$tokens-mean" steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens "$tokens" \
         --output_path "$RUN/$tokens-mean.safetensors" "${SAMPLING[@]}"
-done
-for name in increments completion-mean prompt-mean; do
-    stage "weight-of-$name" steerlift search "${MODELS[@]}" --vectors "$RUN/$name.safetensors" --problems "$PROBLEMS" \
-        --output_dir "$RUN/weight-of-$name" --overwrite --weight_range 0 1 --trials 7 --rungs 1 \
-        --dev_size 40 --num_completions_eval 2 --eval-size 8 "${SAMPLING[@]}"
+    stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
+        --output_dir "$RUN/weight-of-$tokens-mean" --weight_range 0 0.8 "${WEIGHT[@]}"
 done
 SMALLER=(--problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \

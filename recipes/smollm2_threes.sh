@@ -14,7 +14,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 
 SAMPLING=(--temperature 1 --max_completion_length 48 --seed "$SEED")
-ANSWERED=400 AVERAGED=200 TESTED=400 STEPS=24 CHECKPOINT=24 ROWS=64 INCREMENTS_WEIGHT=0.65
+ANSWERED=400 AVERAGED=200 TESTED=400 STEPS=24 CHECKPOINT=24 ROWS=64
 GRPO=(--learning_rate 3e-5 --gradient_accumulation_steps 8)
 DISTILL=(--train_size 400 --finetuned_completions 2 --num_train_iters 50)
 LEARN_GRPO=(--num_train_iters 24)
