@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SmolLM2-135M-Instruct with the answer's form taught by a dozen supervised steps on worked solutions (it never uses the tags by
-# itself), and the problems: what smollm2_sums.sh and smollm2_threes.sh begin with. 5 minutes of one CPU core.
+# itself), and the problems: what smollm2_sums.sh begins with. 5 minutes of one CPU core.
 set -euo pipefail
 ROOT=${RUNS:-runs}
 RUN=$ROOT/smollm2-base

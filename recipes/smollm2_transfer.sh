@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
 # Not run to the end yet.
-# What becomes of the learned vectors of smollm2_sums.sh 0 and smollm2_threes.sh 0 elsewhere: on the other task, at other
+# What becomes of the learned vectors of smollm2_sums.sh 0 and smollm2_stories.sh 0 elsewhere: on the other task, at other
 # temperatures, with a longer limit, on weights of 8 bits. 100 test problems x 4 each; about half an hour of one CPU core.
 set -euo pipefail
 ROOT=${RUNS:-runs}
-SUMS=$ROOT/smollm2-sums-0 THREES=$ROOT/smollm2-threes-0
-BASE=$ROOT/smollm2-base/checkpoint_step_0
+SUMS=$ROOT/smollm2-sums-0 STORIES=$ROOT/smollm2-stories-0
+BASE=$ROOT/smollm2-base/checkpoint_step_0 STORIES_BASE=$ROOT/smollm2-stories-base/checkpoint_step_0
+TUNED=$SUMS/grpo/checkpoint_step_8 STORIES_TUNED=$STORIES/grpo/checkpoint_step_8
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+source recipes/stages.sh
 
 # transfer RUN NAME BASE FINE-TUNED VECTORS PROBLEMS OPTIONS...
 transfer() {
     RUN=$1
-    source recipes/stages.sh
     stage "$2" steerlift evaluate --base_model_name "$3" --finetuned_checkpoint "$4" --steering_vectors_path "$5/distill/vectors.safetensors" \
-        --weights 1 --problems "$ROOT/problems/$6" --eval-size 100 --num_completions_eval 4 --seed 0 --output_path "$RUN/$2.json" "${@:7}"
+        --weights 1 --problems "$ROOT/problems/$6" --eval-size 100 --num_completions_eval 4 --seed 0 --max_completion_length 64 \
+        --output_path "$RUN/$2.json" "${@:7}"
 }
 
-TUNED=$SUMS/grpo/checkpoint_step_8
-transfer "$SUMS" vectors-of-threes "$BASE" "$TUNED" "$THREES" sums --temperature 1 --max_completion_length 48
-transfer "$SUMS" temperature-0.5 "$BASE" "$TUNED" "$SUMS" sums --temperature 0.5 --max_completion_length 48
-transfer "$SUMS" temperature-0 "$BASE" "$TUNED" "$SUMS" sums --temperature 0 --max_completion_length 48 --num_completions_eval 1
+transfer "$SUMS" temperature-0.5 "$BASE" "$TUNED" "$SUMS" sums --temperature 0.5
+transfer "$SUMS" temperature-0 "$BASE" "$TUNED" "$SUMS" sums --temperature 0 --num_completions_eval 1 --eval-size 400
 transfer "$SUMS" limit-of-192-tokens "$BASE" "$TUNED" "$SUMS" sums --temperature 1 --max_completion_length 192
 for model in "$BASE" "$TUNED"; do
     test -f "$model-8bit/config.json" || python recipes/eight_bit.py "$model" "$model-8bit"
 done
-transfer "$SUMS" weights-of-8-bits "$BASE-8bit" "$TUNED-8bit" "$SUMS" sums --temperature 1 --max_completion_length 48
-transfer "$THREES" vectors-of-sums "$BASE" "$THREES/grpo/checkpoint_step_24" "$SUMS" threes --temperature 1 --max_completion_length 48
+transfer "$SUMS" weights-of-8-bits "$BASE-8bit" "$TUNED-8bit" "$SUMS" sums --temperature 1
+transfer "$SUMS" vectors-of-stories "$BASE" "$TUNED" "$STORIES" sums --temperature 1 --reuse "$SUMS/results.json"
+transfer "$STORIES" vectors-of-sums "$STORIES_BASE" "$STORIES_TUNED" "$SUMS" stories --temperature 1 --reuse "$STORIES/results.json"

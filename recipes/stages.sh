@@ -1,9 +1,9 @@
 # Sourced by the recipes: `stage NAME COMMAND...` runs a command once and notes its seconds (wall, user, system) in $RUN/stages.
 # A recipe that was stopped goes on where it was: finished stages are passed over, and every verb keeps its own half-done work.
-mkdir -p "$RUN"
 stage() {
     local name=$1
     shift
+    mkdir -p "$RUN"
     if grep -qs "^$name " "$RUN/stages"; then
         return 0
     fi

@@ -18,7 +18,7 @@ def test_no_sum_of_the_test_is_trained_on_whatever_its_order(recipe, tmp_path):
 
     test = {tuple(sorted(two)) for two in numbers("sums", "test")}
     assert len(test) == 400
-    for kind in ("sums", "threes", "warmup"):
+    for kind in ("sums", "threes", "stories", "warmup"):
         assert not test & {tuple(sorted(some[:2])) for some in numbers(kind, "train")}
 
 
