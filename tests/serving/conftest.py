@@ -15,6 +15,9 @@ from server_processes import common_folder, counted, free_port, start_server, wa
 
 from steerlift.serving.private import private_folder, read_key
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the servers, which are ended by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LAST_TEST_SECONDS = 600.0
 ROWS = 24
 
