@@ -57,7 +57,7 @@ for tokens in completion prompt; do
 done
 SMALLER=(--problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --other_vectors "$RUN/weight-of-completion-mean/best.safetensors" "$RUN/weight-of-prompt-mean/best.safetensors" \
+    --other_vectors "$RUN"/weight-of-{increments,completion-mean,prompt-mean}/best.safetensors \
     --controls random negated shuffled cooler format "${SMALLER[@]}" --output_path "$RUN/methods.json" "${SAMPLING[@]}"
 stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 0.25 0.5 0.75 1 1.5 2 \
     "${SMALLER[@]}" --output_path "$RUN/sweep.json" "${SAMPLING[@]}"

@@ -32,6 +32,7 @@ TASKS = {
 }
 # The arms of an evaluation by the file that their vectors come from.
 ARMS = {
+    "weight-of-increments/best": "increments of the completion mean, weight chosen on dev problems",
     "weight-of-completion-mean/best": "completion mean, weight chosen on dev problems",
     "weight-of-prompt-mean/best": "prompt mean, weight chosen on dev problems",
     "random_control": "random directions, norms of the learned ones",
@@ -39,7 +40,11 @@ ARMS = {
 _TRAININGS = ("grpo", "distill", "learn-grpo")
 DISTILLED = "learned by distillation"
 # Evaluations of other vectors of the run, which stand in one table with those of the learned ones.
-BESIDE = {"results-increments": "increments of the completion mean", "results-learn-grpo": "learned by GRPO alone"}
+BESIDE = {
+    "results-increments": ARMS["weight-of-increments/best"],
+    "results-increments-once": "increments of the completion mean, weight 1",
+    "results-learn-grpo": "learned by GRPO alone",
+}
 SCORES = (
     "pass_at_1", "ci95", "difference_from_base", "difference_ci95", "gap_recovered", "gap_recovered_ci95", "lenient_pass_at_1",
     "format_rate", "truncated_rate", "mean_length", "num_eval_problems", "completions_per_problem", "weight",

@@ -3,7 +3,7 @@
 #
 #     bash recipes/smollm2_sums.sh 0        # the seed of all but the base model and the problems
 #
-# Run so far: seed 0 up to its evaluation, and the controls; what follows them in experiment.sh was not.
+# Run so far: three seeds up to their learned vectors, and seed 0's controls; the rest of experiment.sh was not.
 # About 1.5 hours of one CPU core; seeds can run side by side.
 set -euo pipefail
 SEED=$1
