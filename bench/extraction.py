@@ -104,8 +104,8 @@ def way_of(name: str, model: Model, sequences: list[TokenSequence]) -> Way:
 def bare_forward(model: Model, sequences: list[TokenSequence]) -> None:
     """The decoder body on the same batches, and nothing else."""
     body = decoder_body(model)
-    for batch in _batches(sequences, 0):
-        ids_BT, mask_BT, _ = _tensors(batch, 0, "completion", False, model.device)
+    for batch in _batches(sequences):
+        ids_BT, mask_BT, _ = _tensors(batch, "completion", False, model.device)
         body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
 
 
@@ -120,7 +120,7 @@ def kept_means(model: Model, sequences: list[TokenSequence]) -> Tensor:
         return lambda hidden_BTH: states[index].append(hidden_BTH[chosen_BT])
 
     with layer_hooks(layers, {index: keeping(index) for index in layers}):
-        for batch in _batches(sequences, 0):
-            ids_BT, mask_BT, chosen_BT = _tensors(batch, 0, "completion", False, model.device)
+        for batch in _batches(sequences):
+            ids_BT, mask_BT, chosen_BT = _tensors(batch, "completion", False, model.device)
             body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
     return torch.stack([torch.cat(kept).mean(0) for kept in states.values()])

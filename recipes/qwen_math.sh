@@ -16,9 +16,4 @@ source recipes/stages.sh
 stage problems steerlift choose --num_completions 0 --problems math --levels 1 2 --few_shot 2 --train_size 10000 --seed 0 \
     --output_dir "$PROBLEMS"
 
-SAMPLING=(--few_shot 2 --temperature 0.9 --max_completion_length 160 --seed "$SEED")
-ANSWERED=128 AVERAGED=128 TESTED=200 STEPS=16 CHECKPOINT=16 ROWS=32
-GRPO=(--learning_rate 1e-5 --gradient_accumulation_steps 8 --max_prompt_length 640)
-DISTILL=(--train_size 256 --finetuned_completions 1 --num_train_iters 32 --max_prompt_length 640)
-LEARN_GRPO=(--num_train_iters 12 --max_prompt_length 640)
-source recipes/experiment.sh
+source recipes/qwen_row.sh

@@ -18,9 +18,4 @@ stage warm-up steerlift train --model_name "$ROOT/smollm2" --problems "$PROBLEMS
     --sft_steps 16 --sft_learning_rate 1e-4 --num_train_iters 0 --max_completion_length 64
 
 RUN=$ROOT/smollm2-stories-$SEED
-SAMPLING=(--temperature 1 --max_completion_length 64 --seed "$SEED")
-ANSWERED=300 AVERAGED=200 TESTED=400 STEPS=8 CHECKPOINT=8 ROWS=64
-GRPO=(--learning_rate 3e-5 --gradient_accumulation_steps 8 --warmup_percent 0.25 --final_lr_percent 0.7)
-DISTILL=(--train_size 960 --finetuned_completions 1 --num_train_iters 80 --gradient_accumulation_steps 12)
-LEARN_GRPO=(--num_train_iters 16)
-source recipes/experiment.sh
+source recipes/smollm2_row.sh

@@ -14,9 +14,4 @@ PROBLEMS=$ROOT/problems/sums
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 
-SAMPLING=(--temperature 1 --max_completion_length 64 --seed "$SEED")
-ANSWERED=300 AVERAGED=200 TESTED=400 STEPS=8 CHECKPOINT=8 ROWS=64
-GRPO=(--learning_rate 3e-5 --gradient_accumulation_steps 8 --warmup_percent 0.25 --final_lr_percent 0.7)
-DISTILL=(--train_size 960 --finetuned_completions 1 --num_train_iters 80 --gradient_accumulation_steps 12)
-LEARN_GRPO=(--num_train_iters 16)
-source recipes/experiment.sh
+source recipes/smollm2_row.sh

@@ -4,7 +4,7 @@ Shapes: B sequences of a batch, T tokens (after what all sequences begin with, w
 N tokens that count.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,24 +66,24 @@ def mean_activations(
     sums = {index: _RunningSums() for index in layers}
     count = 0
     beginning = _uncounted_beginning(body, sequences, tokens)
-    with layer_hooks(layers, {index: layer_sums.read for index, layer_sums in sums.items()}):
-        for batch in _batches(sequences, len(beginning)):
-            ids_BT, mask_BT, chosen_BT = _tensors(batch, len(beginning), tokens, include_first_position, model.device)
-            chosen_N = chosen_BT.flatten().nonzero().squeeze(1)
-            count += len(chosen_N)
-            if beginning:
-                _choose(sums.values(), chosen_N[:0])
-                context = SharedContext(body, keeps=True)
-                ids_1T = torch.tensor([beginning], device=model.device)
-                context.read(ids_1T, torch.ones_like(ids_1T))
-                context.repeat(len(batch))
-                _choose(sums.values(), chosen_N)
-                context.read(ids_BT, mask_BT)
-            else:
-                _choose(sums.values(), chosen_N)
+    if beginning:
+        sequences = [TokenSequence(s.ids[len(beginning) :], s.start - len(beginning)) for s in sequences]
+        include_first_position = True  # position 0 is in the beginning
+    readers = {index: layer_sums.read for index, layer_sums in sums.items()}
+    for batch in _batches(sequences):
+        ids_BT, mask_BT, chosen_BT = _tensors(batch, tokens, include_first_position, model.device)
+        chosen_N = chosen_BT.flatten().nonzero().squeeze(1)
+        for layer_sums in sums.values():
+            layer_sums.chosen_N = chosen_N
+        count += len(chosen_N)
+        context = _begun(body, beginning, len(batch)) if beginning else None
+        with layer_hooks(layers, readers):
+            if context is None:
                 body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-            if on_done is not None:
-                on_done(len(batch))
+            else:
+                context.read(ids_BT, mask_BT)
+        if on_done is not None:
+            on_done(len(batch))
     if not count:
         raise InputError(
             f"found no {tokens} token to average in {len(sequences)} sequences; give longer ones or other --tokens"
@@ -93,11 +93,6 @@ def mean_activations(
         torch.stack([layer_sums.norms for layer_sums in sums.values()]) / count,
         count,
     )
-
-
-def _choose(sums: Iterable["_RunningSums"], chosen_N: Tensor) -> None:
-    for layer_sums in sums:
-        layer_sums.chosen_N = chosen_N
 
 
 class _RunningSums:
@@ -125,14 +120,20 @@ def _uncounted_beginning(body: nn.Module, sequences: Sequence[TokenSequence], to
     return sequences[0].ids[: common_prefix(prompts)] if sequences else ()
 
 
-def _batches(sequences: Sequence[TokenSequence], shared: int) -> Iterator[list[TokenSequence]]:
-    """Sequences of similar length together, at most TOKENS_PER_BATCH padded tokens a batch (or one longer sequence).
+def _begun(body: nn.Module, beginning: tuple[int, ...], rows: int) -> SharedContext:
+    """Rows that have all gone through the beginning."""
+    context = SharedContext(body, keeps=True)
+    ids_1T = torch.tensor([beginning], device=next(body.parameters()).device)
+    context.read(ids_1T, torch.ones_like(ids_1T))
+    context.repeat(rows)
+    return context
 
-    The first `shared` tokens of each do not count.
-    """
+
+def _batches(sequences: Sequence[TokenSequence]) -> Iterator[list[TokenSequence]]:
+    """Sequences of similar length together, at most TOKENS_PER_BATCH padded tokens a batch (or one longer sequence)."""
     batch: list[TokenSequence] = []
     for sequence in sorted(sequences, key=lambda s: len(s.ids), reverse=True):
-        if batch and (len(batch[0].ids) - shared) * (len(batch) + 1) > TOKENS_PER_BATCH:
+        if batch and len(batch[0].ids) * (len(batch) + 1) > TOKENS_PER_BATCH:
             yield batch
             batch = []
         batch.append(sequence)
@@ -141,17 +142,16 @@ def _batches(sequences: Sequence[TokenSequence], shared: int) -> Iterator[list[T
 
 
 def _tensors(
-    batch: list[TokenSequence], shared: int, tokens: TokenChoice, include_first_position: bool, device: torch.device
+    batch: list[TokenSequence], tokens: TokenChoice, include_first_position: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids after the shared ones, attention mask, and which tokens are averaged, each of shape (B, T)."""
-    longest = len(batch[0].ids) - shared
+    """Right-padded ids, attention mask, and which tokens are averaged, each of shape (B, T)."""
+    longest = len(batch[0].ids)
     ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
     chosen_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
     for row, sequence in enumerate(batch):
-        ids = sequence.ids[shared:]
-        ids_BT[row, : len(ids)] = torch.tensor(ids)
-        mask_BT[row, : len(ids)] = 1
+        ids_BT[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        mask_BT[row, : len(sequence.ids)] = 1
         first, end = sequence.span(tokens, include_first_position)
-        chosen_BT[row, first - shared : end - shared] = True
+        chosen_BT[row, first:end] = True
     return ids_BT.to(device), mask_BT.to(device), chosen_BT.to(device)

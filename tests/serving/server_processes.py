@@ -19,7 +19,7 @@ from steerlift.serving.private import private_folder, read_server
 
 REPOSITORY = Path(__file__).parents[2]
 START_SECONDS = 400.0
-STOP_SECONDS = 240.0
+STOP_SECONDS = 60.0
 
 
 def free_port() -> int:
