@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from steerlift.records.errors import InputError, NotFiniteError
 from steerlift.records.progress import say
 from steerlift.records.types import Completion
+from steerlift.sampling.attention import fast_decoding
 from steerlift.sampling.cache import can_split_rows, new_cache
 from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
@@ -73,7 +74,8 @@ class LocalSampler:
         self.model.eval()
         try:
             for batch in self._batches(requests, options):
-                sampled = self._sample_batch([request for _, request in batch], options, on_done or _ignore, on_token)
+                with fast_decoding():
+                    sampled = self._sample_batch([request for _, request in batch], options, on_done or _ignore, on_token)
                 for (index, _), completions in zip(batch, sampled, strict=True):
                     results[index].extend(completions)
         finally:
