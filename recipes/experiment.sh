@@ -2,7 +2,6 @@
 # They set RUN, BASE, PROBLEMS, SEED and what stands in capitals below; they are to be run again after they were stopped: they go on.
 FINETUNED=$RUN/grpo/checkpoint_step_$CHECKPOINT
 MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
-DEV=(--eval-size 40 --num_completions_eval 4)
 WEIGHT=(--problems "$PROBLEMS" --overwrite --trials 5 --rungs 1 --dev_size 40 --num_completions_eval 2 --eval-size 8
     "${SAMPLING[@]}")
 LEARNED=$RUN/distill/vectors.safetensors

@@ -43,6 +43,7 @@ def test_a_quick_run_writes_every_row_of_both_tables(setting, tmp_path, capsys):
     assert headings == list(HEADINGS)
     assert [row[0] for row in rows] == [
         "sampling, 8 x 4 completions",
+        "a layer's attention of one new token, 8 rows of 650",
         "GRPO, embedded model: generation",
         "GRPO, embedded model: loss and backward",
         "GRPO, embedded model: whole step",
