@@ -15,7 +15,7 @@ stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --outp
 stage grpo steerlift train --model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/grpo" --resume \
     --num_train_iters "$STEPS" --num_chains 8 --micro_batch_size "$ROWS" \
     --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}" \
-    --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 8 "${SAMPLING[@]}"
+    --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}"
 
 # Means over training problems of what each layer adds, over completion tokens.
 stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \

@@ -27,6 +27,7 @@ MODELS = {"smollm2": "SmolLM2-135M-Instruct", "qwen": "Qwen2.5-Coder-0.5B-Instru
 TASKS = {
     "sums": "sums of two two-digit numbers",
     "stories": "sums of two two-digit numbers, in words",
+    "hundreds": "sums of two three-digit numbers",
     "gsm8k": "GSM8K",
     "math": "MATH, levels 1 and 2",
 }

@@ -7,6 +7,6 @@ RUN=$ROOT/smollm2-base
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 test -f "$ROOT/smollm2/config.json" || python recipes/smollm2.py "$ROOT/smollm2"
-test -f "$ROOT/problems/warmup/train.jsonl" || python recipes/arithmetic.py "$ROOT/problems"
+test -f "$ROOT/problems/hundreds/train.jsonl" || python recipes/arithmetic.py "$ROOT/problems"
 stage warm-up steerlift train --model_name "$ROOT/smollm2" --problems "$ROOT/problems/warmup" --output_dir "$RUN" --overwrite \
     --sft_steps 12 --sft_learning_rate 1e-4 --num_train_iters 0 --max_completion_length 64

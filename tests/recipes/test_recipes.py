@@ -20,6 +20,9 @@ def test_no_sum_of_the_test_is_trained_on_whatever_its_order(recipe, tmp_path):
     assert len(test) == 400
     for kind in ("sums", "threes", "stories", "warmup"):
         assert not test & {tuple(sorted(some[:2])) for some in numbers(kind, "train")}
+    of_hundreds = [{tuple(sorted(two)) for two in numbers("hundreds", split)} for split in ("train", "test")]
+    assert [len(pairs) for pairs in of_hundreds] == [1500, 400]
+    assert not of_hundreds[0] & of_hundreds[1]
 
 
 def test_eight_bits_are_those_of_gguf(recipe):
