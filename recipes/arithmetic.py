@@ -3,8 +3,8 @@
     python recipes/arithmetic.py runs/problems
 
 `sums` adds two numbers from 10 to 99 (43 + 28: "40 + 20 = 60; 3 + 8 = 11; 60 + 11 = 71"), `hundreds` two from 100 to 999,
-`threes` a third from 2 to 9, `stories` puts sums of two numbers into words. `warmup` holds 400 training problems of `sums` and of
-`threes`, to teach a model the format on. No problem stands in both files of a folder, whatever the order of its numbers;
+`threes` a third from 2 to 9, `stories` puts sums of two numbers into words. `warmup` holds 400 training problems of `sums` and
+of `threes`, to teach a model the format on. No problem stands in both files of a folder, whatever the order of its numbers;
 `threes` and `stories` have the numbers of `sums`, those of its test problems in their own.
 """
 
