@@ -90,7 +90,8 @@ def tables(results: Path) -> str:
             by_task[model, task][seed] = summary
     parts = [_overview(by_task)]
     for (model, task), seeds in by_task.items():
-        parts += [f"### {MODELS[model]}, {TASKS[task]}", *_task_tables(seeds)]
+        first = f"{model}-{task}-{next(iter(seeds))}"
+        parts += [f"### {MODELS[model]}, {TASKS[task]}", *_figures(results / first), *_task_tables(seeds)]
     return "\n\n".join(parts)
 
 
@@ -112,6 +113,14 @@ def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
         "| CPU-hours |"
     )
     return "\n".join([head, _rule(head), *rows])
+
+
+def _figures(run: Path) -> Iterator[str]:
+    """A run's Christmas figure: over weights, or that of the one weight that was evaluated."""
+    for name in ("sweep.png", "results.png"):
+        if (run / name).exists():
+            yield f"![pass@1 against the steering weight](../results/{run.name}/{name})"
+            return
 
 
 def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
