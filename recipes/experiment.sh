@@ -2,7 +2,7 @@
 # They set RUN, BASE, PROBLEMS, SEED and what stands in capitals below; they are to be run again after they were stopped: they go on.
 FINETUNED=$RUN/grpo/checkpoint_step_$CHECKPOINT
 MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
-WEIGHT=(--problems "$PROBLEMS" --overwrite --trials 5 --rungs 1 --dev_size 40 --num_completions_eval 2 --eval-size 8
+WEIGHT=(--problems "$PROBLEMS" --overwrite --trials 8 --rungs 1 --dev_size 40 --num_completions_eval 2 --eval-size 8
     "${SAMPLING[@]}")
 LEARNED=$RUN/distill/vectors.safetensors
 # Results of other seeds of this row, if they are there: the base is not asked again what it has answered.
@@ -27,7 +27,7 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
 
 # The weight of the increments is chosen on development problems; the learned vectors are added once, and nothing is chosen.
 stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
-    --output_dir "$RUN/weight-of-increments" --weight_range 0.3 1 "${WEIGHT[@]}"
+    --output_dir "$RUN/weight-of-increments" --weight_range 0.2 0.8 "${WEIGHT[@]}"
 
 # The base is asked once for all seeds, with the same random numbers.
 TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)

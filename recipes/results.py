@@ -58,6 +58,7 @@ def keep(run: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     evaluations = {path.stem: read_json(path) for path in sorted(run.glob("*.json")) if "base_model" in read_json(path)}
     search = run / "search"
+    trainings = [name for name in _TRAININGS if (run / name / "eval_summary.json").exists()]
     scores = {name: _scores(results) for name, results in evaluations.items()}
     for name in [name for name in scores if name in BESIDE]:  # the same problems, and the same base and fine-tuned answers
         scores["results"][BESIDE[name]] = scores.pop(name)[DISTILLED]
@@ -65,8 +66,8 @@ def keep(run: Path, target: Path) -> None:
         "evaluations": scores,
         "search": _search(search) if (search / "results.json").exists() else None,
         "choose": _chosen(run / "chosen" / "choose.json"),
-        "dev": {name: _dev_scores(run / name) for name in _TRAININGS if (run / name).exists()},
-        "settings": {name: read_json(run / name / "config.json") for name in _TRAININGS if (run / name).exists()},
+        "dev": {name: _dev_scores(run / name) for name in trainings},
+        "settings": {name: read_json(run / name / "config.json") for name in trainings},
         "seconds": _seconds(run / "stages"),
         "speed": _speed(run / "grpo"),
         "bytes": _bytes(run),
