@@ -46,7 +46,8 @@ def path(tmp_path):
 @pytest.fixture
 def small_writes(monkeypatch):
     """Two tasks between two writes."""
-    monkeypatch.setattr(arms_module, "_COMPLETIONS_PER_WRITE", 2 * COUNT)
+    monkeypatch.setattr(arms_module, "_LEAST_PER_WRITE", 2 * COUNT)
+    monkeypatch.setattr(arms_module, "_SECONDS_PER_WRITE", 0)
 
 
 class Dying:
@@ -106,6 +107,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(path, tmp_path, times):
     assert len(Journal(path).read()) == 1 + 2 * times
     run(Gradebook.open(path, SETTINGS, overwrite=False))
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.usefixtures("small_writes")
+@pytest.mark.parametrize(("seconds", "most", "writes"), [(0, 99, 9), (1e9, 99, 2), (1e9, 4 * COUNT, 5)])
+def test_a_fast_sampler_writes_seldom(path, monkeypatch, seconds, most, writes):
+    monkeypatch.setattr(arms_module, "_SECONDS_PER_WRITE", seconds)
+    monkeypatch.setattr(arms_module, "_MOST_PER_WRITE", most)
+    sampler = Dying(writes)
+    run(Gradebook.open(path, SETTINGS, overwrite=False), lambda: (sampler, tokenizer()))
+    assert sampler.left == 0
 
 
 def test_an_arm_added_later_adds_its_rows_only(path):
