@@ -1,15 +1,16 @@
 # Sourced by the recipes: `stage NAME COMMAND...` runs a command once and notes its seconds (wall, user, system) in $RUN/stages.
 # A recipe that was stopped goes on where it was: finished stages are passed over, and every verb keeps its own half-done work.
 stage() {
-    local name=$1
+    local name=$1 seconds
     shift
     mkdir -p "$RUN"
     if grep -qs "^$name " "$RUN/stages"; then
         return 0
     fi
     echo "== $name: $*"
+    seconds=$(mktemp)  # stages of one run may be run side by side
     TIMEFORMAT="$name %R %U %S"
-    { time "$@" >&3 2>&4; } 3>&1 4>&2 2> "$RUN/stages.now"
-    cat "$RUN/stages.now" >> "$RUN/stages"
-    rm "$RUN/stages.now"
+    { time "$@" >&3 2>&4; } 3>&1 4>&2 2> "$seconds"
+    cat "$seconds" >> "$RUN/stages"
+    rm "$seconds"
 }
