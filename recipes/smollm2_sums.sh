@@ -3,7 +3,7 @@
 #
 #     bash recipes/smollm2_sums.sh 0        # the seed of all but the base model and the problems
 #
-# Run so far: three seeds up to their learned vectors, and seed 0's controls; the rest of experiment.sh was not.
+# Run so far: three seeds, and of what only seed 0 has all but the raw means and the search.
 # About 1.5 hours of one CPU core; seeds can run side by side.
 set -euo pipefail
 SEED=$1
