@@ -81,7 +81,7 @@ def _attention_row(setting: Setting, sizes: Sizes) -> Row:
 
     times = interleaved({OURS: way(attention_by_groups), _SDPA: way(sdpa_attention_forward)}, sizes.repetitions)
     measured = f"a layer's attention of one new token, {rows} rows of {tokens}"
-    return rate_row(measured, "rows/s", times[OURS], _SDPA, times[_SDPA], setting.aim(5))
+    return rate_row(measured, "tokens/s", times[OURS], _SDPA, times[_SDPA], setting.aim(5))
 
 
 def _text(sizes: Sizes, ours: Times, best: str, best_times: Times, other: str, other_times: Times) -> list[str]:
