@@ -20,13 +20,14 @@ from steerlift.training.batch import MicroBatch
 from steerlift.training.head import chunked_kl, head_of
 from steerlift.training.learn_config import LearnConfig
 from steerlift.training.learner import Learner
-from steerlift.training.metrics import Clock, peak_memory
+from steerlift.training.memory import naming_memory, peak_memory
+from steerlift.training.metrics import Clock
 from steerlift.training.policy_loss import PolicyLoss, TokenResults
 from steerlift.training.policy_sampling import PolicySampler
 from steerlift.training.run_log import RunLog
 from steerlift.training.schedule import learning_rate_factor
 from steerlift.training.supervised import Example, example_batches
-from steerlift.training.trainer import Trainer, naming_memory
+from steerlift.training.trainer import Trainer
 
 # Completions between two writes to the file: a killed run loses no more.
 _PROBLEMS_PER_WRITE = 256

@@ -17,13 +17,14 @@ from steerlift.training.batch import StepBatch
 from steerlift.training.config import TrainConfig
 from steerlift.training.grpo import has_no_signal
 from steerlift.training.learner import Learner
+from steerlift.training.memory import naming_memory
 from steerlift.training.metrics import Clock, TokenTotals, completion_metrics, machine_metrics
 from steerlift.training.policy_loss import liger_loss, our_loss
 from steerlift.training.policy_sampling import PolicySampler
 from steerlift.training.reference import Reference
 from steerlift.training.run_log import RunLog
 from steerlift.training.schedule import learning_rate_factor
-from steerlift.training.trainer import Trainer, naming_divergence, naming_memory
+from steerlift.training.trainer import Trainer, naming_divergence
 
 
 class GrpoTrainer(Trainer):

@@ -1,7 +1,6 @@
 """The numbers of one training step, and what they are measured with."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from steerlift.records.types import GradedProblem
 from steerlift.training.batch import MicroBatch
 from steerlift.training.config import TrainConfig
 from steerlift.training.grpo import is_clipped, kl_estimates
+from steerlift.training.memory import peak_memory
 from steerlift.training.policy_loss import TokenResults
 
 MEASURED = (
@@ -100,17 +100,3 @@ def machine_metrics(clock: Clock, sampled_tokens: int, device: torch.device) -> 
         "tokens_per_second": sampled_tokens / clock.seconds["sampling"],
         "peak_memory_gib": peak_memory(device) / 2**30,
     }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most that torch has held, elsewhere the largest resident size of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

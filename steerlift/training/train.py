@@ -38,6 +38,7 @@ from steerlift.training.config import TrainConfig
 from steerlift.training.grpo_trainer import GrpoTrainer
 from steerlift.training.learner import AdamOptions, Learner
 from steerlift.training.lora import add_adapters, import_peft
+from steerlift.training.memory import naming_memory
 from steerlift.training.policy_loss import liger_loss
 from steerlift.training.policy_sampling import LocalPolicy, PolicySampler
 from steerlift.training.processes import Processes, process_count
@@ -45,7 +46,7 @@ from steerlift.training.reference import Reference
 from steerlift.training.run_log import RunLog, check_folder
 from steerlift.training.served_policy import ServedPolicy
 from steerlift.training.trackers import check_trackers
-from steerlift.training.trainer import Trainer, naming_divergence, naming_memory
+from steerlift.training.trainer import Trainer, naming_divergence
 from steerlift.training.warmup import warm_up, worked_solutions
 
 ChooseProblems = Callable[[Tokenizer], tuple[list[Problem], list[Problem]]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from steerlift.records.errors import InputError, NotFiniteError, OutOfMemoryError, ServerError, TrainingDivergedError
+from steerlift.records.errors import InputError, NotFiniteError, ServerError, TrainingDivergedError
 from steerlift.records.progress import Progress
 from steerlift.records.types import Problem
 from steerlift.sampling.draws import row_seed
@@ -17,6 +17,7 @@ from steerlift.steering.models import Tokenizer
 from steerlift.training.checkpoints import checkpoint_path, save_checkpoint, saved_steps
 from steerlift.training.config import TrainConfig
 from steerlift.training.learner import Gradients, Learner, check_finite
+from steerlift.training.memory import naming_memory
 from steerlift.training.policy_sampling import PolicySampler
 from steerlift.training.run_log import RunLog
 from steerlift.training.schedule import problems_of_step
@@ -151,23 +152,3 @@ def naming_divergence(doing: str, option: str = "--learning_rate") -> Iterator[N
         yield
     except NotFiniteError as error:
         raise TrainingDivergedError(f"{doing}: {error}; try a lower {option}") from error
-
-
-@contextmanager
-def naming_memory(doing: str, option: str) -> Iterator[None]:
-    """Turns running out of memory into one line that says what to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(doing, option) from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        raise _out_of_memory(doing, option) from error
-
-
-def _out_of_memory(doing: str, option: str) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        f"{doing}: out of memory; lower {option} or --max_completion_length, or pass --gradient_checkpointing;"
-        " --resume goes on from the last checkpoint"
-    )
