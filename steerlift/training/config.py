@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from steerlift.records.checks import check_number, check_pass_at_k
 from steerlift.records.errors import InputError
@@ -161,8 +161,6 @@ class TrainConfig:
     batch_rows: int | None = None
     """Completions sampled at a time; default: as many as fit in memory."""
 
-    subject: ClassVar[str] = "the weights of"
-
     def __post_init__(self) -> None:
         for name in _COUNTS:
             check_number(name, getattr(self, name), least=1)
@@ -197,3 +195,8 @@ class TrainConfig:
             raise InputError("--resume goes on with a run and --overwrite deletes it; give one of them")
         if not self.rewards:
             raise InputError(f"--rewards: expected at least one package.module:function, such as {MATH_REWARD}")
+
+    @property
+    def subject(self) -> str:
+        """What is trained, before the model's name."""
+        return "adapters of" if self.lora_r else "the weights of"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -61,8 +61,6 @@ class LearnConfig(TrainConfig):
     use_liger: tyro.conf.Suppress[bool] = False
     beta: tyro.conf.Suppress[float] = 0.0
 
-    subject: ClassVar[str] = "steering vectors for"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("finetuned_completions", self.finetuned_completions, least=1)
@@ -78,6 +76,10 @@ class LearnConfig(TrainConfig):
             )
         if self.objective == "grpo" and self.finetuned_checkpoint is not None:
             raise InputError("--objective grpo learns from rewards alone; leave --finetuned_checkpoint out, or take distill")
+
+    @property
+    def subject(self) -> str:  # noqa: D102 - see TrainConfig
+        return "steering vectors for"
 
     @property
     def teacher_temperature(self) -> float:

@@ -59,8 +59,9 @@ def weights_of(folder, name: str = "model.safetensors") -> dict[str, torch.Tenso
     return load_file(folder / name)
 
 
-def test_only_the_adapters_learn(config, prepared):
+def test_only_the_adapters_learn(config, prepared, capsys):
     train(replace(config, lora_r=2, num_train_iters=2, num_iterations=2))
+    assert f"training adapters of {config.model_name} (float32" in capsys.readouterr().err
     before, after = (weights_of(folder) for folder in (prepared / "base", checkpoint_path(config.output_dir, 2)))
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert moved == {name for name in before if name.endswith(".weight") and name.split(".")[-2] in ADAPTED}
