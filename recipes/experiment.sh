@@ -48,9 +48,11 @@ stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chos
     --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
     --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
+stage completion-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
+    --output_path "$RUN/completion-mean.safetensors" --reuse "$RUN/increments.safetensors" "${SAMPLING[@]}"
+stage prompt-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens prompt \
+    --output_path "$RUN/prompt-mean.safetensors" "${SAMPLING[@]}"
 for tokens in completion prompt; do
-    stage "$tokens-mean" steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens "$tokens" \
-        --output_path "$RUN/$tokens-mean.safetensors" "${SAMPLING[@]}"
     stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
         --output_dir "$RUN/weight-of-$tokens-mean" --weight_range 0 0.8 "${WEIGHT[@]}"
 done

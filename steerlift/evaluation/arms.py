@@ -3,20 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from steerlift.records.errors import InputError
 from steerlift.records.progress import progress
 from steerlift.records.runs import Journal, check_writable
 from steerlift.records.types import GradedProblem, Problem
+from steerlift.sampling.kept import in_parts
 from steerlift.sampling.rollouts import Task, rollouts
 from steerlift.sampling.sampler import Sampler, SamplingOptions
 from steerlift.steering.models import Tokenizer
-
-# Completions between two writes to the journal: enough to fill a batch, and what takes so many seconds, as a kill loses them.
-_LEAST_PER_WRITE, _MOST_PER_WRITE = 128, 2048
-_SECONDS_PER_WRITE = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +94,9 @@ def run_arms(
     if not todo:
         return
     sampler, tokenizer = make_sampler()
-    size = _LEAST_PER_WRITE
     label = f"{split}: {arms[0].name}" if len(arms) == 1 else f"{split}: {arms[0].name} ... {arms[-1].name}"
     with progress(label, total=len(todo) * count) as bar:
-        while todo:
-            tasks_per_write = max(1, size // count)
-            part, todo = todo[:tasks_per_write], todo[tasks_per_write:]
-            started = monotonic()
+        for part in in_parts(todo, count):
             tasks = [Task(problems[i], count, seed, arm.weight) for i, arm in part]
             graded = rollouts(sampler, tokenizer, tasks, options, bar.advance, few_shot)
             book.record(split, [(arm.name, i, g) for (i, arm), g in zip(part, graded, strict=True)])
-            in_time = int(len(part) * count * _SECONDS_PER_WRITE / max(monotonic() - started, 1e-3))
-            size = min(max(in_time, _LEAST_PER_WRITE), _MOST_PER_WRITE)

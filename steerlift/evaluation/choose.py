@@ -13,7 +13,6 @@ from typing import Any
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.choose_config import ChooseConfig
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.identity import digest, identity
 from steerlift.evaluation.samplers import LocalModels
 from steerlift.problems.files import SUFFIXES, write_problems
 from steerlift.problems.load import Split, load_problems, load_worked_examples, problems_place
@@ -24,6 +23,7 @@ from steerlift.records.provenance import provenance
 from steerlift.records.runs import completions_path, write_json
 from steerlift.records.types import Problem
 from steerlift.sampling.sampler import SamplingOptions
+from steerlift.steering.identity import digest, identity
 from steerlift.steering.models import choose_device, choose_dtype, load_config
 
 _BASE = Arm("base")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from steerlift.evaluation.arms import Arm
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.identity import vectors_identity
 from steerlift.records.types import Problem
 from steerlift.steering.apply import check_fit
+from steerlift.steering.identity import vectors_identity
 from steerlift.steering.models import load_config
 from steerlift.steering.vectors import SteeringVectors
 

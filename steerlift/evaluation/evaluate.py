@@ -10,7 +10,6 @@ from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.controls import ControlArm, control_arms, other_vectors
 from steerlift.evaluation.evidence import groups, p_values, separation
-from steerlift.evaluation.identity import digest, identity, vectors_identity
 from steerlift.evaluation.results import arm_result, best_weight
 from steerlift.evaluation.reuse import reusable_answers
 from steerlift.evaluation.samplers import LocalModels, Samplers
@@ -25,6 +24,7 @@ from steerlift.records.seen import SEEN
 from steerlift.records.types import Problem
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.apply import check_fit
+from steerlift.steering.identity import digest, identity, vectors_identity
 from steerlift.steering.models import check_same_architecture, choose_device, choose_dtype, load_config
 from steerlift.steering.vectors import SteeringVectors
 

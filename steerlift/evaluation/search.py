@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from steerlift.evaluation.arms import Gradebook
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.identity import digest, identity, vectors_identity
 from steerlift.evaluation.results import percent, scores
 from steerlift.evaluation.samplers import LocalModels
 from steerlift.evaluation.search_config import SearchConfig, check_rungs, rung_sizes
@@ -32,6 +31,7 @@ from steerlift.records.types import Problem
 from steerlift.sampling.rollouts import Task, rollouts
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.apply import check_fit
+from steerlift.steering.identity import digest, identity, vectors_identity
 from steerlift.steering.models import architecture, check_same_architecture, choose_device, choose_dtype, load_config
 from steerlift.steering.vectors import SteeringVectors
 

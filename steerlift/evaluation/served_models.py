@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 import torch
 
 from steerlift.evaluation.config import EvaluateConfig
-from steerlift.evaluation.identity import identity, place
 from steerlift.evaluation.samplers import MakeSampler
 from steerlift.records.errors import InputError, MissingInputError, ServerError, SteerliftError
 from steerlift.records.progress import say
@@ -18,6 +17,7 @@ from steerlift.sampling.server import Server, check_serves
 from steerlift.serving.find import current_key, find_folder, find_key
 from steerlift.serving.private import WEIGHTS
 from steerlift.serving.tokenizer_digest import tokenizer_digest
+from steerlift.steering.identity import identity, place
 from steerlift.steering.models import (
     Tokenizer,
     architecture,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from steerlift.records.checks import check_number
 from steerlift.records.errors import InputError
+from steerlift.records.runs import completions_path
 
 TokenChoice = Literal["completion", "prompt", "last"]
 Method = Literal["mean_difference", "increments"]
@@ -37,6 +38,8 @@ class ExtractConfig:
     """Sampling temperature of the completions."""
     max_completion_length: int = 512
     """Most tokens of a completion."""
+    reuse: Path | None = None
+    """Vectors of an earlier extraction from the same fine-tuned model: the completions beside them are not sampled again."""
     problems: str = "math"
     """math, gsm8k, embedded, a .jsonl(.gz) file, or a folder with train and test files."""
     few_shot: int = 0
@@ -57,3 +60,7 @@ class ExtractConfig:
             check_number(name, getattr(self, name), least=0)
         if self.output_path.suffix not in (".json", ".safetensors"):
             raise InputError(f"--output_path {self.output_path}: expected a name that ends in .safetensors or .json")
+        if self.reuse is not None and self.tokens != "completion":
+            raise InputError(f"--reuse {self.reuse}: --tokens {self.tokens} needs no completions; leave it out")
+        if self.reuse is not None and completions_path(self.reuse).resolve() == completions_path(self.output_path).resolve():
+            raise InputError(f"--reuse {self.reuse} has the completions of --output_path itself; name another place")

@@ -9,16 +9,18 @@ from typing import Any
 from steerlift.extraction.activations import MeanActivations, TokenSequence, mean_activations
 from steerlift.extraction.config import ExtractConfig
 from steerlift.problems.load import load_problems, load_worked_examples
-from steerlift.problems.prompt import encode_prompt, few_shot_note
+from steerlift.problems.prompt import encode_prompt, few_shot_note, worked_example
 from steerlift.problems.separation import fingerprints
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
-from steerlift.records.runs import Journal, check_writable, completions_path, write_json
+from steerlift.records.runs import check_writable, completions_path, write_json
 from steerlift.records.seen import SEEN
 from steerlift.records.types import Problem
+from steerlift.sampling.kept import KeptCompletions, earlier_completions
 from steerlift.sampling.local import LocalSampler
-from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
+from steerlift.sampling.rollouts import Task, prompt_ids
 from steerlift.sampling.sampler import SamplingOptions
+from steerlift.steering.identity import digest, identity
 from steerlift.steering.models import (
     Model,
     architecture,
@@ -52,8 +54,9 @@ def extract(config: ExtractConfig) -> Extraction:
         f"extracting from {len(problems)} training problems of {config.problems}{few_shot_note(few_shot)}, "
         f"{config.tokens} tokens"
     )
+    kept = _kept_completions(config, problems, few_shot)
     # The fine-tuned model first: it writes the completions that both then read.
-    sequences, finetuned = _finetuned_means(config, problems, few_shot)
+    sequences, finetuned = _finetuned_means(config, problems, few_shot, kept)
     base_model = _load(config, config.base_model_name)
     base = _means(config, base_model, sequences, "base")
     vectors = mean_difference(base, finetuned, _metadata(config, problems, base.count, architecture(text_config(base_model))))
@@ -75,23 +78,51 @@ def mean_difference(base: MeanActivations, finetuned: MeanActivations, metadata:
 
 
 def _finetuned_means(
-    config: ExtractConfig, problems: Sequence[Problem], few_shot: Sequence[Problem]
+    config: ExtractConfig, problems: Sequence[Problem], few_shot: Sequence[Problem], kept: KeptCompletions | None
 ) -> tuple[list[TokenSequence], MeanActivations]:
     tokenizer = load_tokenizer(config.finetuned_checkpoint)
     model = _load(config, config.finetuned_checkpoint)
-    completions = Journal(completions_path(config.output_path))
-    completions.path.unlink(missing_ok=True)  # those of an earlier extraction to this place
-    if config.tokens == "completion":
+    if kept is not None:
         sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)
         options = SamplingOptions(config.temperature, config.max_completion_length)
         tasks = [Task(problem, 1, config.seed) for problem in problems]
         with progress("sampling completions", len(tasks)) as bar:
-            sampled = sample_tasks(sampler, tokenizer, tasks, options, bar.advance, few_shot)
-        completions.append(s.to_row() for s in sampled)
+            sampled = kept.sample(sampler, tokenizer, tasks, options, bar.advance, few_shot)
         sequences = [_sequence(prompt_ids(tokenizer, s.prompt), s.completions[0].token_ids) for s in sampled]
     else:
         sequences = [_sequence(encode_prompt(tokenizer, problem.problem, few_shot=few_shot)) for problem in problems]
     return sequences, _means(config, model, sequences, "fine-tuned")
+
+
+def _kept_completions(
+    config: ExtractConfig, problems: Sequence[Problem], few_shot: Sequence[Problem]
+) -> KeptCompletions | None:
+    """What an extraction that was stopped, or the one named by `reuse`, has sampled already; None where none are wanted."""
+    path = completions_path(config.output_path)
+    if config.tokens != "completion":
+        path.unlink(missing_ok=True)  # those of an earlier extraction to this place
+        return None
+    settings = _sampling_settings(config, problems, few_shot)
+    option = f"--reuse {config.reuse}"
+    earlier = earlier_completions(completions_path(config.reuse), settings, option) if config.reuse is not None else {}
+    kept = KeptCompletions.open(path, settings)
+    if earlier:
+        say(f"{kept.take_over(earlier, problems)} completions are those of {config.reuse}")
+    return kept
+
+
+def _sampling_settings(config: ExtractConfig, problems: Sequence[Problem], few_shot: Sequence[Problem]) -> dict[str, Any]:
+    """What the completions depend on."""
+    device = choose_device(config.device)
+    return {
+        "finetuned_model": identity(config.finetuned_checkpoint),
+        "problems": digest(problem.problem for problem in problems),
+        "few_shot": digest(worked_example(example) for example in few_shot),
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+    }
 
 
 def _sequence(prompt: Sequence[int], completion: Sequence[int] = ()) -> TokenSequence:
@@ -130,6 +161,6 @@ def _info(config: ExtractConfig, vectors: SteeringVectors, layers: list[dict[str
     return {
         "vectors": dict(vectors.metadata),
         "layers": layers,
-        "settings": {**asdict(config), "output_path": str(config.output_path)},
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
         "provenance": provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device))),
     }

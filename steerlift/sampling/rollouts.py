@@ -45,6 +45,12 @@ class SampledProblem:
             ],
         }
 
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "SampledProblem":
+        """Reads what `to_row` wrote; the completions come back without logprobs."""
+        completions = (Completion(tuple(c["token_ids"]), (), c["text"], c["truncated"]) for c in row["completions"])
+        return cls(Problem(**row["problem"]), row["prompt"], tuple(completions))
+
 
 def rollouts(
     sampler: Sampler,

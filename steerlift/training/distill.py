@@ -12,6 +12,7 @@ import torch
 from steerlift.records.progress import Progress, progress
 from steerlift.records.runs import Journal
 from steerlift.records.types import Problem
+from steerlift.sampling.kept import in_parts
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
 from steerlift.sampling.sampler import SamplingOptions
@@ -29,9 +30,6 @@ from steerlift.training.schedule import learning_rate_factor
 from steerlift.training.supervised import Example, example_batches
 from steerlift.training.trainer import Trainer
 
-# Completions between two writes to the file: a killed run loses no more.
-_PROBLEMS_PER_WRITE = 256
-
 
 def finetuned_examples(
     model: Model,
@@ -48,8 +46,8 @@ def finetuned_examples(
     sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)
     options = SamplingOptions(config.teacher_temperature, config.max_completion_length)
     with progress("completions of the fine-tuned model", len(missing) * count) as bar:
-        for start in range(0, len(missing), _PROBLEMS_PER_WRITE):
-            tasks = [Task(problem, count, config.seed) for problem in missing[start : start + _PROBLEMS_PER_WRITE]]
+        for part in in_parts(missing, count):
+            tasks = [Task(problem, count, config.seed) for problem in part]
             sampled = [s.to_row() for s in sample_tasks(sampler, tokenizer, tasks, options, bar.advance, few_shot)]
             journal.append(sampled)
             rows.update({row["problem"]["problem"]: row for row in sampled})

@@ -5,11 +5,11 @@ import pytest
 import torch
 from small_pipeline import ANSWER, RECIPE, TEXTS, graded_problem, tokenizer, trained
 
-from steerlift.evaluation import arms as arms_module
 from steerlift.evaluation.arms import Arm, Gradebook, run_arms
 from steerlift.records.errors import InputError
 from steerlift.records.runs import Journal
 from steerlift.records.types import Problem
+from steerlift.sampling import kept as kept_module
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.sampler import OnDone, Request, SamplingOptions
 from steerlift.steering.vectors import SteeringVectors
@@ -46,8 +46,8 @@ def path(tmp_path):
 @pytest.fixture
 def small_writes(monkeypatch):
     """Two tasks between two writes."""
-    monkeypatch.setattr(arms_module, "_LEAST_PER_WRITE", 2 * COUNT)
-    monkeypatch.setattr(arms_module, "_SECONDS_PER_WRITE", 0)
+    monkeypatch.setattr(kept_module, "_LEAST_PER_WRITE", 2 * COUNT)
+    monkeypatch.setattr(kept_module, "_SECONDS_PER_WRITE", 0)
 
 
 class Dying:
@@ -112,8 +112,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(path, tmp_path, times):
 @pytest.mark.usefixtures("small_writes")
 @pytest.mark.parametrize(("seconds", "most", "writes"), [(0, 99, 9), (1e9, 99, 2), (1e9, 4 * COUNT, 5)])
 def test_a_fast_sampler_writes_seldom(path, monkeypatch, seconds, most, writes):
-    monkeypatch.setattr(arms_module, "_SECONDS_PER_WRITE", seconds)
-    monkeypatch.setattr(arms_module, "_MOST_PER_WRITE", most)
+    monkeypatch.setattr(kept_module, "_SECONDS_PER_WRITE", seconds)
+    monkeypatch.setattr(kept_module, "_MOST_PER_WRITE", most)
     sampler = Dying(writes)
     run(Gradebook.open(path, SETTINGS, overwrite=False), lambda: (sampler, tokenizer()))
     assert sampler.left == 0

@@ -2,6 +2,7 @@ import gc
 import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.provenance import package_version
 from steerlift.records.runs import Journal
 from steerlift.records.seen import SEEN
+from steerlift.sampling import kept as kept_module
 from steerlift.sampling import rollouts as rollouts_module
 from steerlift.sampling.rollouts import prompt_ids
 from steerlift.steering.models import architecture, decoder_layers
@@ -57,9 +59,16 @@ def config(folders, tmp_path) -> ExtractConfig:
     )
 
 
+def sampled_rows(path) -> list[dict]:
+    """The problems of a completions file, without its first line, which has the settings."""
+    header, *rows = Journal(path).read()
+    assert list(header) == ["settings"]
+    return rows
+
+
 def sampled_ids(path) -> list[tuple[tuple[int, ...], list[int]]]:
     """Prompt and completion ids of a completions file."""
-    rows = Journal(path).read()
+    rows = sampled_rows(path)
     assert all(len(row["completions"]) == 1 for row in rows)
     return [(prompt_ids(tokenizer(), row["prompt"]), row["completions"][0]["token_ids"]) for row in rows]
 
@@ -140,7 +149,7 @@ def test_vectors_are_the_naive_difference_of_means(config, options, chosen):
 
 def test_the_completions_are_those_of_the_finetuned_model(config):
     extract(config)
-    rows = Journal(config.output_path.with_name("v.completions.jsonl")).read()
+    rows = sampled_rows(config.output_path.with_name("v.completions.jsonl"))
     assert [row["problem"]["problem"] for row in rows] == [p.problem for p in load_problems(config.problems, "train", COUNT, 3)]
     # Nearly always its one answer, where the base has three.
     assert sum(row["completions"][0]["text"].endswith("<answer>7</answer>") for row in rows) > COUNT / 2
@@ -149,7 +158,7 @@ def test_the_completions_are_those_of_the_finetuned_model(config):
 def test_the_completions_are_not_graded(config, monkeypatch):
     monkeypatch.setattr(rollouts_module, "grade_all", None)
     extract(config)
-    rows = Journal(config.output_path.with_name("v.completions.jsonl")).read()
+    rows = sampled_rows(config.output_path.with_name("v.completions.jsonl"))
     assert all(set(row["completions"][0]) == {"text", "token_ids", "truncated"} for row in rows)
 
 
@@ -200,7 +209,8 @@ def test_equal_models_differ_by_exactly_nothing(config, folders, tokens):
 
 def test_the_same_seed_gives_the_same_vectors_and_another_does_not(config):
     # Not the same bytes: safetensors writes its metadata in an order of its own.
-    first, again, other = (extract(c).vectors for c in (config, config, replace(config, seed=4)))
+    elsewhere = replace(config, output_path=config.output_path.with_name("again.safetensors"))
+    first, again, other = (extract(c).vectors for c in (config, elsewhere, replace(config, seed=4)))
     assert first.metadata == again.metadata
     assert all(torch.equal(first.layers[i], again.layers[i]) for i in first.layers)
     assert not torch.equal(first.layers[0], other.layers[0])
@@ -209,8 +219,65 @@ def test_the_same_seed_gives_the_same_vectors_and_another_does_not(config):
 def test_max_examples_takes_the_first_of_the_problems(config):
     few = extract(replace(config, max_examples=5))
     assert few.vectors.metadata["problems"] == f"5 of {config.problems}, train"
-    rows = Journal(config.output_path.with_name("v.completions.jsonl")).read()
+    rows = sampled_rows(config.output_path.with_name("v.completions.jsonl"))
     assert [row["problem"]["problem"] for row in rows] == [p.problem for p in load_problems(config.problems, "train", 5, 3)]
+
+
+def counted_samples(monkeypatch) -> list[str]:
+    """The problems that a model is asked from here on."""
+    asked: list[str] = []
+    sample_tasks = kept_module.sample_tasks
+
+    def counting(sampler, tokenizer, tasks, *rest):
+        asked.extend(task.problem.problem for task in tasks)
+        return sample_tasks(sampler, tokenizer, tasks, *rest)
+
+    monkeypatch.setattr(kept_module, "sample_tasks", counting)
+    return asked
+
+
+def test_a_stopped_extraction_asks_only_what_is_missing(config, monkeypatch):
+    whole = extract(config).vectors
+    path = config.output_path.with_name("v.completions.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:8]) + lines[8][:40])  # a kill in the middle of a line
+    asked = counted_samples(monkeypatch)
+    again = extract(config).vectors
+    assert asked == [json.loads(line)["problem"]["problem"] for line in lines[8:]]
+    assert path.read_text() == "".join(lines)
+    assert all(torch.equal(whole.layers[i], again.layers[i]) for i in whole.layers)
+    extract(replace(config, temperature=0.5))
+    assert len(asked) == len(lines) - 8 + COUNT, "another temperature, other completions"
+
+
+def test_completions_of_an_earlier_extraction_are_not_sampled_again(config, monkeypatch, capsys):
+    means = extract(replace(config, train_size=COUNT - 4)).vectors
+    asked = counted_samples(monkeypatch)
+    more = replace(config, output_path=config.output_path.with_name("w.safetensors"), reuse=config.output_path)
+    fewer = extract(replace(more, train_size=COUNT - 4, method="increments")).vectors
+    assert asked == []
+    assert torch.equal(fewer.layers[1], means.layers[1] - means.layers[0])
+    extract(more)
+    assert asked == [problem.problem for problem in load_problems(config.problems, "train", COUNT, 3)[-4:]]
+    assert capsys.readouterr().err.count(f"{COUNT - 4} completions are those of {config.output_path}\n") == 2
+    assert len(sampled_rows(more.output_path.with_name("w.completions.jsonl"))) == COUNT
+
+
+def test_completions_that_do_not_fit_are_refused(config, folders):
+    extract(config)
+    more = replace(config, output_path=config.output_path.with_name("w.safetensors"), reuse=config.output_path)
+    with pytest.raises(InputError, match=r"v.safetensors: its completions have other settings \(temperature, seed\); leave"):
+        extract(replace(more, temperature=0.5, seed=4))
+    with pytest.raises(InputError, match=r"other settings \(finetuned_model\)"):
+        extract(replace(more, finetuned_checkpoint=folders["base"]))
+    with pytest.raises(MissingInputError, match=r"--reuse nowhere.json: no nowhere.completions.jsonl"):
+        extract(replace(more, reuse=Path("nowhere.json")))
+    with pytest.raises(InputError, match="--tokens prompt needs no completions"):
+        replace(more, tokens="prompt")
+    with pytest.raises(InputError, match="has the completions of --output_path itself"):
+        replace(more, output_path=config.output_path.with_suffix(".json"))
+    assert len(sampled_rows(config.output_path.with_name("v.completions.jsonl"))) == COUNT
+    assert not more.output_path.with_name("w.completions.jsonl").exists()
 
 
 def test_models_of_two_shapes_are_refused_with_both_named(config, folders):

@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import load_file
 from test_training_on_a_server import EVERY_STEP, LONG_PROMPTS, NO_VLLM, assert_every_step_once, assert_small_gaps, small_run
 
-from steerlift.evaluation.identity import identity
 from steerlift.records.errors import InputError
 from steerlift.sampling.hand_over import weight_version
 from steerlift.sampling.server import Server
 from steerlift.serving.private import read_key
+from steerlift.steering.identity import identity
 from steerlift.training.checkpoints import checkpoint_path, vectors_path
 from steerlift.training.config import MATH_REWARD
 from steerlift.training.learn import learn
