@@ -70,7 +70,8 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, attention: s
 
     `attention` names transformers' implementation; None leaves the choice to it. Soft-capped attention is always computed by
     `eager` or flash attention, since `sdpa` leaves out the cap. Raises MissingInputError when there is no such model,
-    MissingDependencyError for an adapter without peft, and InputError when the files cannot be used.
+    MissingDependencyError for an adapter without peft, and InputError when the files cannot be used or the model is
+    not causal.
     """
     source = find_source(name)
     if source.base is not None:
@@ -80,7 +81,20 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, attention: s
     if source.base is not None:
         with one_line(name):
             model = merge_adapter(model, source.name)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    _check_causal(model, name)
+    return model
+
+
+@torch.no_grad()
+def _check_causal(model: Model, name: str) -> None:
+    """Raises InputError where a token sees those after it: BERT's kind loads as a language model too, and writes nonsense."""
+    ids_BT = torch.tensor([[0] + [follower] * 7 for follower in (1, 2)], device=model.device)
+    first_BV = model(input_ids=ids_BT).logits[:, 0].float()
+    moved = (first_BV[0] - first_BV[1]).abs().max()
+    # Far more than rounding in the number format moves; weights that are not numbers are reported where they matter.
+    if bool(moved > 16 * torch.finfo(model.dtype).eps * first_BV.abs().max()):
+        raise InputError(f"model {name}: its tokens see those after them, as BERT's do; expected a causal language model")
 
 
 def _whole_model(name: str, dtype: torch.dtype, attention: str | None) -> Model:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import tiny_model
+from transformers import BertConfig, BertLMHeadModel
 
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.steering.models import checked_name, choose_attention, load_model
@@ -84,6 +85,21 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
         f"model {tmp_path}: a folder without config.json; expected a folder with a saved model, or a hub id (owner/name)"
     )
     assert checked_name("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_a_model_whose_tokens_see_those_after_them_is_refused(tmp_path, decodes):
+    # transformers loads BERT as a language model either way.
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=64, is_decoder=decodes
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    if decodes:
+        load_model(str(tmp_path), torch.device("cpu"), torch.float32)
+    else:
+        with pytest.raises(InputError, match="its tokens see those after them, as BERT's do"):
+            load_model(str(tmp_path), torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize(
