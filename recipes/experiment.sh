@@ -37,17 +37,19 @@ stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[
 stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 --random_control "${TEST[@]}" \
     --output_path "$RUN/results.json" --reuse "$RUN/results-increments.json"
 
-if [ "$SEED" != 0 ]; then
-    return
-fi
-
-# The first seed only. Vectors learned without the fine-tuned model; the raw means, with their weight chosen on development
-# problems; other weights; all controls; a search over vectors, layers and weights.
+# Vectors learned without the fine-tuned model.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
     --objective grpo "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
     --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
     --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
+
+if [ "$SEED" != 0 ]; then
+    return
+fi
+
+# The first seed only: the raw means, with their weight chosen on development problems; other weights; all controls; a search
+# over vectors, layers and weights.
 stage completion-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
     --output_path "$RUN/completion-mean.safetensors" --reuse "$RUN/increments.safetensors" "${SAMPLING[@]}"
 stage prompt-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens prompt \

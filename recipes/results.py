@@ -40,6 +40,8 @@ ARMS = {
 }
 _TRAININGS = ("grpo", "distill", "learn-grpo")
 DISTILLED = "learned by distillation"
+# The vectors of a search by the names of their files.
+_SEARCHED = {"vectors": "the vectors learned by distillation", "increments": "the increments"}
 # Evaluations of other vectors of the run, which stand in one table with those of the learned ones.
 BESIDE = {
     "results-increments": ARMS["weight-of-increments/best"],
@@ -47,6 +49,8 @@ BESIDE = {
     "results-increments-once": "increments of the completion mean, weight 1",
     "results-learn-grpo": "learned by GRPO alone",
 }
+# What the first table tells of every row.
+_METHODS = (DISTILLED, BESIDE["results-learn-grpo"], BESIDE["results-increments"])
 SCORES = (
     "pass_at_1", "ci95", "difference_from_base", "difference_ci95", "gap_recovered", "gap_recovered_ci95", "lenient_pass_at_1",
     "format_rate", "truncated_rate", "mean_length", "num_eval_problems", "completions_per_problem", "weight",
@@ -103,17 +107,20 @@ def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
             arms = summary["evaluations"]["results"]
             cpu = sum(user + system for _, user, system in summary["seconds"].values()) / 3600
             size = summary["bytes"]
-            learned = arms[DISTILLED]
+            methods = " | ".join(_steered(arms.get(name, {})) for name in _METHODS)
             rows.append(
                 f"| {MODELS[model]} | {TASKS[task]} | {seed} | {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
-                f"| {_score(learned)} | {_gap(learned)} | {size['checkpoint'] / 1e6:,.0f} MB | {size['vectors'] / 1e3:,.0f} kB "
-                f"| {cpu:.1f} |"
+                f"| {methods} | {size['checkpoint'] / 1e6:,.0f} MB | {size['vectors'] / 1e3:,.0f} kB | {cpu:.1f} |"
             )
     head = (
-        "| model | data | seed | base, pass@1 % | fine-tuned | base + learned vectors | gap recovered % | checkpoint | vectors "
-        "| CPU-hours |"
+        "| model | data | seed | base, pass@1 % | fine-tuned | learned by distillation: pass@1, gap recovered % "
+        "| learned by GRPO alone | increments | checkpoint | vectors | CPU-hours |"
     )
     return "\n".join([head, _rule(head), *rows])
+
+
+def _steered(arm: dict[str, Any]) -> str:
+    return f"{_score(arm)}, **{arm['gap_recovered']:.0f}**" if arm else ""
 
 
 def _figures(run: Path) -> Iterator[str]:
@@ -203,7 +210,7 @@ def _search(folder: Path) -> dict[str, Any]:
     return {
         "trials": len(search["trials"]),
         "dev_problems": max(trial["problems"] for trial in search["trials"]),
-        "params": ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in best["params"].items()),
+        "params": ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else _SEARCHED.get(v, v) for k, v in best["params"].items()),
         "score": best["score"],
         "arms": _scores(results),
     }

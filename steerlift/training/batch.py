@@ -137,6 +137,8 @@ class StepBatch:
         orders = (dealt[rank], sorted(dealt[rank], key=self._length))
         cuts = [[order[start : start + rows] for start in range(0, len(order), rows)] for order in orders]
         parts = min(cuts, key=lambda cut: sum(self._computed_tokens(part) for part in cut))
+        # The largest first: what it frees holds all that follow. Growing ones each need new memory, in the end twice as much.
+        parts.sort(key=self._computed_tokens, reverse=True)
         batches = [self._pack(part, self.weights_BT[part], device) for part in parts]
         shortest = min(range(len(self.completions)), key=self._length)
         idle = self._pack([shortest], torch.zeros_like(self.weights_BT[[shortest]]), device)

@@ -222,6 +222,14 @@ def test_rows_are_ordered_so_that_fewer_tokens_are_computed():
     assert computed(1, (1, 12)) == 4 * 1 + 2 * 1 + 2 * 12
 
 
+def test_the_largest_micro_batch_goes_first():
+    lengths = ((2, 3), (9, 12), (1, 1), (5, 4))
+    records = [graded(random_prompts(*pair), [RIGHT, UNFORMATTED]) for pair in lengths]
+    batch = build((random_prompts(20, 21, 20, 22), records))
+    computed = [m.prompts_DS.numel() + m.completions_RT.numel() for m in batch.micro_batches(2, CPU)]
+    assert computed == [21 + 2 * 12, 22 + 2 * 5, 20 + 2 * 3, 20 + 2 * 1]
+
+
 def test_weights_and_advantages_follow_their_rows_through_the_sorting():
     # Rows are sorted by length; each must keep its own advantage and weights. Long rows first shows a mix-up.
     model = tiny_model("llama").double()
