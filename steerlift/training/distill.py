@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from steerlift.records.progress import Progress, progress
-from steerlift.records.runs import Journal
 from steerlift.records.types import Problem
-from steerlift.sampling.kept import in_parts
+from steerlift.sampling.kept import KeptCompletions
 from steerlift.sampling.local import LocalSampler
-from steerlift.sampling.rollouts import Task, prompt_ids, sample_tasks
+from steerlift.sampling.rollouts import Task, prompt_ids
 from steerlift.sampling.sampler import SamplingOptions
 from steerlift.steering.models import Model, Tokenizer, decoder_body
 from steerlift.training.batch import MicroBatch
@@ -37,21 +36,19 @@ def finetuned_examples(
     problems: Sequence[Problem],
     few_shot: Sequence[Problem],
     config: LearnConfig,
-    journal: Journal,
+    kept: KeptCompletions,
 ) -> dict[str, list[Example]]:
-    """Problem text -> the fine-tuned model's completions of it; those in the journal are not sampled again."""
-    count = config.finetuned_completions
-    rows = {row["problem"]["problem"]: row for row in journal.read()}
-    missing = [problem for problem in problems if problem.problem not in rows]
+    """Problem text -> the fine-tuned model's completions of it; those that are kept are not sampled again."""
     sampler = LocalSampler(model, tokenizer, batch_rows=config.batch_rows)
     options = SamplingOptions(config.teacher_temperature, config.max_completion_length)
-    with progress("completions of the fine-tuned model", len(missing) * count) as bar:
-        for part in in_parts(missing, count):
-            tasks = [Task(problem, count, config.seed) for problem in part]
-            sampled = [s.to_row() for s in sample_tasks(sampler, tokenizer, tasks, options, bar.advance, few_shot)]
-            journal.append(sampled)
-            rows.update({row["problem"]["problem"]: row for row in sampled})
-    return {text: _examples(tokenizer, row) for text, row in rows.items()}
+    tasks = [Task(problem, config.finetuned_completions, config.seed) for problem in problems]
+    with progress("completions of the fine-tuned model", len(tasks) * config.finetuned_completions) as bar:
+        sampled = kept.sample(sampler, tokenizer, tasks, options, bar.advance, few_shot)
+    prompts = (prompt_ids(tokenizer, s.prompt) for s in sampled)
+    return {
+        s.problem.problem: [(prompt, completion.token_ids) for completion in s.completions]
+        for s, prompt in zip(sampled, prompts, strict=True)
+    }
 
 
 def distill_loss(finetuned: Model, temperature: float, finetuned_temperature: float) -> PolicyLoss:
@@ -111,8 +108,3 @@ class DistillTrainer(Trainer):
 
     def _shown(self, metrics: dict[str, Any]) -> str:
         return f"KL {metrics['kl']:.3f}"
-
-
-def _examples(tokenizer: Tokenizer, row: Mapping[str, Any]) -> list[Example]:
-    prompt = prompt_ids(tokenizer, row["prompt"])
-    return [(prompt, completion["token_ids"]) for completion in row["completions"]]

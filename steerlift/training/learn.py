@@ -12,12 +12,14 @@ from steerlift.problems.prompt import encode_prompt
 from steerlift.problems.separation import fingerprints
 from steerlift.records.errors import InputError
 from steerlift.records.provenance import package_version
-from steerlift.records.runs import Journal, replacing
+from steerlift.records.runs import replacing
 from steerlift.records.seen import SEEN, together
 from steerlift.records.types import Problem
+from steerlift.sampling.kept import KeptCompletions
 from steerlift.sampling.server import Patience
 from steerlift.scoring.plugins import load_reward
 from steerlift.steering.apply import check_fit
+from steerlift.steering.identity import identity
 from steerlift.steering.layer_ranges import parse_layers
 from steerlift.steering.models import (
     Model,
@@ -123,11 +125,13 @@ class _Learning:
         # All that the steps will take, each once: the first of the seeded order, or every problem of it.
         count = config.num_train_iters * config.gradient_accumulation_steps
         needed = _distinct(problems_of_step(self.problems, 1, count, config.seed))
-        journal = Journal(config.output_dir / COMPLETIONS_TO_LEARN_FROM)
         if log is None:  # the process that writes has sampled them all
             learner.processes.wait()
+        # A run goes on with the options that it began with, but the model may be another by now.
+        of_model = {"finetuned_model": identity(config.finetuned_checkpoint)}
+        kept = KeptCompletions.open(config.output_dir / COMPLETIONS_TO_LEARN_FROM, of_model)
         with torch.no_grad(), learner.precision.context(learner.processes.device):
-            examples = finetuned_examples(finetuned, tokenizer, needed, self.few_shot, config, journal)
+            examples = finetuned_examples(finetuned, tokenizer, needed, self.few_shot, config, kept)
         if log is not None:
             learner.processes.wait()
         return DistillTrainer(config, learner, tokenizer, policy, log, finetuned, examples)

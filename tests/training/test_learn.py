@@ -17,6 +17,7 @@ from steerlift.problems.separation import check_unseen
 from steerlift.records.errors import InputError, SteerliftError
 from steerlift.records.runs import Journal
 from steerlift.steering.apply import steer
+from steerlift.steering.identity import identity
 from steerlift.steering.models import load_model
 from steerlift.steering.trainable import TrainableVectors, scale_of
 from steerlift.steering.vectors import SteeringVectors
@@ -203,10 +204,11 @@ def test_vectors_know_what_they_were_learned_from(distilling):
 
 def test_every_completion_to_learn_from_is_sampled_once(distilling):
     learn(replace(distilling, num_train_iters=8))  # 24 problems of 20: some twice
-    rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
+    _, *rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
     assert len(rows) == len({row["problem"]["problem"] for row in rows}) == 20
     learn(replace(distilling, overwrite=True))
-    rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
+    header, *rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
+    assert header == {"settings": {"finetuned_model": identity(distilling.finetuned_checkpoint)}}
     texts = [row["problem"]["problem"] for row in rows]
     assert len(texts) == len(set(texts)) == 9  # three steps of three problems
     assert all(len(row["completions"]) == distilling.finetuned_completions for row in rows)
