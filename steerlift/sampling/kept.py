@@ -40,7 +40,6 @@ class KeptCompletions:
     """Sampled problems by their text, in memory and in a file: a line with what they depend on, then a line for each."""
 
     journal: Journal
-    settings: Mapping[str, Any]
     done: dict[str, SampledProblem]
 
     @classmethod
@@ -49,10 +48,10 @@ class KeptCompletions:
         journal = Journal(path)
         header, *rows = journal.read() or [{}]
         if header.get("settings") == settings:
-            return cls(journal, settings, _by_text(rows))
+            return cls(journal, _by_text(rows))
         path.unlink(missing_ok=True)
         journal.append([{"settings": settings}])
-        return cls(journal, settings, {})
+        return cls(journal, {})
 
     def take_over(self, sampled: Mapping[str, SampledProblem], wanted: Sequence[Problem]) -> int:
         """Keeps those of the wanted problems that are not here yet. Returns how many."""
