@@ -15,6 +15,7 @@ from steerlift.commands.cores import share_cores
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.commands.launch import start_asked_processes
 from steerlift.commands.memory import keep_freed_memory
+from steerlift.commands.sole_use import sole_use
 from steerlift.evaluation.choose_config import ChooseConfig
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.search_config import SearchConfig
@@ -23,7 +24,7 @@ from steerlift.exports.hub_config import PullConfig, PushConfig
 from steerlift.extraction.config import ExtractConfig
 from steerlift.extraction.inspect_config import InspectConfig
 from steerlift.play.config import PlayConfig
-from steerlift.records.errors import SteerliftError
+from steerlift.records.errors import CheckpointError, NotFiniteError, OutOfMemoryError, SteerliftError
 from steerlift.records.progress import is_main_process, say
 from steerlift.report.config import PlotConfig
 from steerlift.report.report_config import ReportConfig
@@ -165,6 +166,9 @@ _VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 _COMPUTING = (_choose, _train, _learn, _extract, _inspect, _evaluate, _search, _export, _play, _demo)
 
+# What may happen to one of several processes alone; the user's mistakes are found by all of them.
+_OF_ONE_PROCESS = (CheckpointError, NotFiniteError, OutOfMemoryError)
+
 
 def main() -> int:
     """`steerlift <verb> ...`: the console command. Returns the exit code."""
@@ -211,7 +215,8 @@ def _run(config: object) -> None:
     if run in _COMPUTING:
         share_cores()
         keep_freed_memory()
-    run(config)
+    with sole_use(config):
+        run(config)
 
 
 def _guarded(action: Callable[[], None]) -> int:
@@ -219,7 +224,7 @@ def _guarded(action: Callable[[], None]) -> int:
     try:
         action()
     except SteerliftError as error:
-        say(f"error: {error}")
+        say(f"error: {error}", of_one_process=isinstance(error, _OF_ONE_PROCESS))
         return 2
     except KeyboardInterrupt:
         say("stopped")

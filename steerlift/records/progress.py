@@ -12,13 +12,19 @@ PLAIN_INTERVAL_SECONDS = 10.0
 
 def is_main_process() -> bool:
     """Whether this process speaks: the first of those that `accelerate launch` or torchrun has started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return _rank() == "0"
 
 
-def say(line: str) -> None:
-    """One plain line to the user, on stderr."""
+def say(line: str, of_one_process: bool = False) -> None:
+    """One plain line to the user, on stderr; the first process alone speaks of what all see, each of what it alone may see."""
     if is_main_process():
         print(line, file=sys.stderr, flush=True)
+    elif of_one_process:
+        print(f"process {_rank()}: {line}", file=sys.stderr, flush=True)
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")
 
 
 class Progress(Protocol):

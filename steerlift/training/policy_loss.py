@@ -65,7 +65,8 @@ def batch_logprobs(model: Model, batch: MicroBatch, temperature: float) -> Tenso
 def liger_loss(config: TrainConfig) -> PolicyLoss:
     """The same loss by liger-kernel's LigerFusedLinearGRPOLoss. It gives no logprobs or entropies: they come back empty.
 
-    Raises MissingDependencyError without liger-kernel and InputError for what its loss does not know.
+    Raises MissingDependencyError without liger-kernel and InputError for options that its loss does not know;
+    `check_liger_head` asks about the model.
     """
     if config.beta or config.num_iterations > 1 or config.use_vllm:
         raise InputError("--use_liger knows no --beta, --num_iterations or --use_vllm; leave it out, our loss knows them")
@@ -87,8 +88,6 @@ def liger_loss(config: TrainConfig) -> PolicyLoss:
 
     def loss(model: Model, batch: MicroBatch) -> TokenResults:
         head = head_of(model)
-        if head.softcap is not None or head.scale != 1.0:
-            raise InputError("--use_liger knows no head with a soft cap or a scale; leave it out, our loss knows both")
         # Each token goes in as a completion of length 1, with its weight in its advantage: the mean that liger then takes
         # over N completions is undone by N. So every loss_type is exact, and masked tokens never reach the head.
         advantages_N = batch.advantages_N * batch.weights_N * len(batch.targets_N)
@@ -100,6 +99,13 @@ def liger_loss(config: TrainConfig) -> PolicyLoss:
         return TokenResults(total, torch.empty(0), torch.empty(0))
 
     return loss
+
+
+def check_liger_head(model: Model) -> None:
+    """Raises InputError for a model whose head liger-kernel's loss does not know."""
+    head = head_of(model)
+    if head.softcap is not None or head.scale != 1.0:
+        raise InputError("--use_liger knows no head with a soft cap or a scale; leave it out, our loss knows both")
 
 
 def import_liger() -> Any:  # noqa: ANN401 - liger-kernel is untyped

@@ -39,7 +39,7 @@ from steerlift.training.grpo_trainer import GrpoTrainer
 from steerlift.training.learner import AdamOptions, Learner
 from steerlift.training.lora import add_adapters, import_peft
 from steerlift.training.memory import naming_memory
-from steerlift.training.policy_loss import liger_loss
+from steerlift.training.policy_loss import check_liger_head, liger_loss
 from steerlift.training.policy_sampling import LocalPolicy, PolicySampler
 from steerlift.training.processes import Processes, process_count
 from steerlift.training.reference import Reference
@@ -206,6 +206,8 @@ def _load_policy(config: TrainConfig, processes: Processes, precision: Precision
     checkpoint = None if done is None else checkpoint_path(config.output_dir, done)
     start = config.model_name if checkpoint is None or config.lora_r else str(checkpoint)
     model = load_model(start, processes.device, precision.weights, attention)
+    if config.use_liger:
+        check_liger_head(model)
     if config.lora_r:
         saved = None if checkpoint is None else adapter_path(checkpoint)
         torch.manual_seed(row_seed(config.seed))  # new adapters start at random, on every process the same

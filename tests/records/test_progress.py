@@ -65,3 +65,11 @@ def test_a_terminal_gets_a_bar_on_stderr(monkeypatch, capsys):
 def test_what_is_said_goes_to_stderr(capsys):
     say("one line")
     assert capsys.readouterr() == ("", "one line\n")
+
+
+def test_of_several_processes_the_first_speaks_and_others_of_themselves_alone(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        say("seen by all")
+        say("out of memory", of_one_process=True)
+    assert capsys.readouterr().err.splitlines() == ["seen by all", "out of memory", "process 1: out of memory"]

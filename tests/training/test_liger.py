@@ -8,7 +8,9 @@ import torch
 from tiny_models import random_prompts, tiny_model
 from training_runs import metrics
 
+from steerlift.records.errors import InputError
 from steerlift.records.types import Completion, Grade, GradedProblem, Problem
+from steerlift.steering.models import load_config, load_tokenizer
 from steerlift.training.batch import MicroBatch, StepBatch
 from steerlift.training.config import TrainConfig
 from steerlift.training.policy_loss import PolicyLoss, liger_loss, our_loss
@@ -69,3 +71,13 @@ def test_a_run_is_the_same_but_for_what_liger_does_not_tell(config, tmp_path):
         known = [name for name, value in theirs.items() if value is not None]
         assert {"loss", "grad_norm", "reward"} < set(known)
         assert [theirs[name] for name in known] == pytest.approx([ours[name] for name in known], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.e2e
+def test_a_head_that_liger_does_not_know_leaves_no_run_behind(config, tmp_path):
+    model = tiny_model("gemma2", vocab_size=load_config(config.model_name).vocab_size)
+    model.save_pretrained(tmp_path / "capped")
+    load_tokenizer(config.model_name).save_pretrained(tmp_path / "capped")
+    with pytest.raises(InputError, match="--use_liger knows no head with a soft cap"):
+        train(replace(config, model_name=str(tmp_path / "capped"), use_liger=True))
+    assert not config.output_dir.exists()

@@ -4,8 +4,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+from tiny_models import tiny_model
 
 from steerlift.records.errors import InputError, MissingDependencyError, MissingInputError
+from steerlift.training.policy_loss import check_liger_head
 from steerlift.training.train import train
 
 EXTRAS = ("liger_kernel", "liger_kernel.chunked_loss", "peft", "wandb", "trackio")
@@ -38,6 +40,12 @@ def test_what_cannot_be_trained_is_refused_and_leaves_no_run_behind(config, monk
         train(replace(config, **changes))
     assert "\n" not in str(raised.value)
     assert not config.output_dir.exists()
+
+
+def test_liger_refuses_a_head_that_it_does_not_know():
+    check_liger_head(tiny_model("qwen2"))
+    with pytest.raises(InputError, match="--use_liger knows no head with a soft cap or a scale; leave it out"):
+        check_liger_head(tiny_model("gemma2"))
 
 
 def test_an_empty_reward_module_is_refused_before_the_model_is_loaded(config):
