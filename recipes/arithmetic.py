@@ -3,9 +3,9 @@
     python recipes/arithmetic.py runs/problems
 
 `sums` adds two numbers from 10 to 99 (43 + 28: "40 + 20 = 60; 3 + 8 = 11; 60 + 11 = 71"), `hundreds` two from 100 to 999,
-`threes` a third from 2 to 9, `stories` puts sums of two numbers into words. `warmup` holds 400 training problems of `sums` and
-of `threes`, to teach a model the format on. No problem stands in both files of a folder, whatever the order of its numbers;
-`threes` and `stories` have the numbers of `sums`, those of its test problems in their own.
+`threes` a third from 2 to 9. `warmup` holds 400 training problems of `sums` and of `threes`, to teach a model the format on. No
+problem stands in both files of a folder, whatever the order of its numbers; `threes` has the numbers of `sums`, those of its test
+problems in its own.
 """
 
 import json
@@ -18,17 +18,6 @@ from steerlift.records.runs import replacing
 
 TRAIN, TEST, WARM_UP, SEED = 1500, 400, 400, 0
 
-STORIES = (
-    "Tom has {} apples and buys {} more. How many apples does he have now?",
-    "A bus carries {} people, and {} more get on. How many people are on the bus now?",
-    "A bag holds {} red marbles and {} blue ones. How many marbles are in the bag?",
-    "Anna reads {} pages on Monday and {} pages on Tuesday. How many pages does she read?",
-    "A baker makes {} loaves in the morning and {} in the afternoon. How many loaves is that?",
-    "It is {} miles from home to the lake and {} miles from there to the sea. How long is the whole way?",
-    "Sara saves {} dollars, then {} dollars more. How many dollars has she saved?",
-    "One class has {} pupils, the other has {}. How many pupils do both have?",
-)
-
 Row = dict[str, object]
 
 
@@ -38,11 +27,8 @@ def main(folder: Path) -> None:
     numbers = _pairs(rng, range(10, 100))
     sums = [_row("sums", *two) for two in numbers]
     threes = [_row("threes", *two, rng.randint(2, 9)) for two in numbers]
-    stories = [
-        _row("stories", *two) | {"problem": STORIES[place % len(STORIES)].format(*two)} for place, two in enumerate(numbers)
-    ]
     hundreds = [_row("hundreds", *two) for two in _pairs(random.Random(SEED), range(100, 1000))]
-    for kind, rows in (("sums", sums), ("threes", threes), ("stories", stories), ("hundreds", hundreds)):
+    for kind, rows in (("sums", sums), ("threes", threes), ("hundreds", hundreds)):
         _write(folder / kind, rows[:TRAIN], rows[TRAIN:])
     mixed = [row for rows in (sums, threes) for row in rows[: WARM_UP + 50]]
     rng.shuffle(mixed)

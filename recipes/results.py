@@ -26,7 +26,6 @@ BEGIN, END = "<!-- made by recipes/results.py: begin -->", "<!-- made by recipes
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "qwen": "Qwen2.5-Coder-0.5B-Instruct"}
 TASKS = {
     "sums": "sums of two two-digit numbers",
-    "stories": "sums of two two-digit numbers, in words",
     "hundreds": "sums of two three-digit numbers",
     "gsm8k": "GSM8K",
     "math": "MATH, levels 1 and 2",

@@ -1,7 +1,7 @@
-# Sourced by smollm2_sums.sh, smollm2_stories.sh and smollm2_hundreds.sh, which set LENGTH, the most tokens of a completion, and what
-# experiment.sh asks for but sizes and rates: these are the same for all.
+# Sourced by smollm2_sums.sh and smollm2_hundreds.sh, which set LENGTH, the most tokens of a completion, and what
+# experiment.sh asks for but sizes and rates: these are the same for both.
 SAMPLING=(--temperature 1 --max_completion_length "$LENGTH" --seed "$SEED")
-ANSWERED=300 AVERAGED=200 TESTED=400 STEPS=${STEPS:-8} ROWS=64
+ANSWERED=300 AVERAGED=200 TESTED=400 STEPS=${STEPS:-8} ROWS=${ROWS:-64}
 CHECKPOINT=$STEPS
 DEV=(--eval-size 40 --num_completions_eval 4)
 GRPO=(--learning_rate 3e-5 --gradient_accumulation_steps 8 --warmup_percent 0.25 --final_lr_percent 0.7)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Not run to the end yet.
-# What becomes of the learned vectors of smollm2_sums.sh 0 and smollm2_stories.sh 0 elsewhere: on the other task, at other
+# What becomes of the learned vectors of smollm2_sums.sh 0 and smollm2_hundreds.sh 0 elsewhere: on the other task, at other
 # temperatures, with a longer limit, on weights of 8 bits. 100 test problems x 4 each; about half an hour of one CPU core.
 set -euo pipefail
 ROOT=${RUNS:-runs}
-SUMS=$ROOT/smollm2-sums-0 STORIES=$ROOT/smollm2-stories-0
-BASE=$ROOT/smollm2-base/checkpoint_step_0 STORIES_BASE=$ROOT/smollm2-stories-base/checkpoint_step_0
-TUNED=$SUMS/grpo/checkpoint_step_8 STORIES_TUNED=$STORIES/grpo/checkpoint_step_8
+SUMS=$ROOT/smollm2-sums-0 HUNDREDS=$ROOT/smollm2-hundreds-0
+BASE=$ROOT/smollm2-base/checkpoint_step_0 HUNDREDS_BASE=$ROOT/smollm2-hundreds-base/checkpoint_step_0
+TUNED=$SUMS/grpo/checkpoint_step_8 HUNDREDS_TUNED=$HUNDREDS/grpo/checkpoint_step_16
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 
@@ -25,5 +25,6 @@ for model in "$BASE" "$TUNED"; do
     test -f "$model-8bit/config.json" || python recipes/eight_bit.py "$model" "$model-8bit"
 done
 transfer "$SUMS" weights-of-8-bits "$BASE-8bit" "$TUNED-8bit" "$SUMS" sums --temperature 1
-transfer "$SUMS" vectors-of-stories "$BASE" "$TUNED" "$STORIES" sums --temperature 1 --reuse "$SUMS/results.json"
-transfer "$STORIES" vectors-of-sums "$STORIES_BASE" "$STORIES_TUNED" "$SUMS" stories --temperature 1 --reuse "$STORIES/results.json"
+transfer "$SUMS" vectors-of-hundreds "$BASE" "$TUNED" "$HUNDREDS" sums --temperature 1 --reuse "$SUMS/results.json"
+transfer "$HUNDREDS" vectors-of-sums "$HUNDREDS_BASE" "$HUNDREDS_TUNED" "$SUMS" hundreds --temperature 1 --max_completion_length 112 \
+    --reuse "$HUNDREDS/results.json"

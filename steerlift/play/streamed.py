@@ -8,7 +8,7 @@ import httpx2
 
 from steerlift.records.errors import ServerError
 from steerlift.records.types import Completion
-from steerlift.sampling.remote import RemoteSampler, _Job
+from steerlift.sampling.remote import Job, RemoteSampler
 from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
 from steerlift.sampling.server import Patience, Server, check_answer
 
@@ -41,7 +41,8 @@ class StreamedSampler(RemoteSampler):
         self._requests, self._on_token = requests, on_token
         return super().sample(requests, options, on_done)
 
-    async def _ask(self, client: httpx2.AsyncClient, server: Server, job: _Job, options: SamplingOptions) -> Completion:
+    async def ask(self, client: httpx2.AsyncClient, server: Server, job: Job, options: SamplingOptions) -> Completion:
+        """As `RemoteSampler.ask`, of an answer that comes token by token."""
         where = f"{server.url}/v1/completions"
         ids: list[int] = []
         logprobs: list[float] = []

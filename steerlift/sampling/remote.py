@@ -25,7 +25,7 @@ _CONCURRENT = 768
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """One completion to be made: its place in the results, and the body of the request."""
 
     request: int
@@ -85,7 +85,7 @@ class RemoteSampler:
                 break
         return [[results[index, sample] for sample in range(len(r.seeds))] for index, r in enumerate(requests)]
 
-    def _jobs(self, requests: Sequence[Request], options: SamplingOptions) -> Iterator[_Job]:
+    def _jobs(self, requests: Sequence[Request], options: SamplingOptions) -> Iterator[Job]:
         common = {
             "model": self.model,
             "max_tokens": options.max_completion_length,
@@ -104,11 +104,11 @@ class RemoteSampler:
             for sample, seed in enumerate(request.seeds):
                 # A request's seed is a signed 64-bit number there.
                 seeded = {"prompt": list(request.prompt_ids), "seed": seed % 2**63}
-                yield _Job(index, sample, {**common, **steering, **seeded})
+                yield Job(index, sample, {**common, **steering, **seeded})
 
     async def _ask_all(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[Job],
         results: dict[tuple[int, int], Completion],
         options: SamplingOptions,
         on_done: OnDone | None,
@@ -120,12 +120,12 @@ class RemoteSampler:
         async with httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
             room = asyncio.Semaphore(_CONCURRENT)
 
-            async def ask(job: _Job, server: Server) -> None:
+            async def fill_in(job: Job, server: Server) -> None:
                 async with room:
                     if failures:  # no use asking on; what is left is asked again
                         return
                     try:
-                        results[job.request, job.sample] = await self._ask(client, server, job, options)
+                        results[job.request, job.sample] = await self.ask(client, server, job, options)
                     except (ServerError, InputError) as error:
                         failures.append(error)
                         return
@@ -134,11 +134,15 @@ class RemoteSampler:
 
             async with asyncio.TaskGroup() as tasks:
                 for job, server in zip(jobs, cycle(self.servers), strict=False):
-                    tasks.create_task(ask(job, server))
+                    tasks.create_task(fill_in(job, server))
         if failures:
             raise min(failures, key=lambda error: isinstance(error, ServerError))
 
-    async def _ask(self, client: httpx2.AsyncClient, server: Server, job: _Job, options: SamplingOptions) -> Completion:
+    async def ask(self, client: httpx2.AsyncClient, server: Server, job: Job, options: SamplingOptions) -> Completion:
+        """One completion; who reads answers in another way overrides it.
+
+        Raises ServerError for what may be better the next time, InputError for what will not.
+        """
         where = f"{server.url}/v1/completions"
         try:
             answer = await client.post(where, json=job.body, headers=server.headers)
