@@ -4,8 +4,8 @@
 
 `sums` adds two numbers from 10 to 99 (43 + 28: "40 + 20 = 60; 3 + 8 = 11; 60 + 11 = 71"), `hundreds` two from 100 to 999,
 `threes` a third from 2 to 9. `warmup` holds 400 training problems of `sums` and of `threes`, to teach a model the format on. No
-problem stands in both files of a folder, whatever the order of its numbers; `threes` has the numbers of `sums`, those of its test
-problems in its own.
+problem stands in both files of a folder, whatever the order of its numbers; `threes` has the numbers of `sums`, those of its
+test problems in its own.
 """
 
 import json
