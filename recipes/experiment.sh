@@ -12,10 +12,10 @@ OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || t
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \
     --train_size "$ANSWERED" --num_completions 4 --success 0.25 0.75 "${SAMPLING[@]}"
 
-stage grpo steerlift train --model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/grpo" --resume \
-    --num_train_iters "$STEPS" --num_chains 8 --micro_batch_size "$ROWS" \
-    --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}" \
-    --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}"
+TRAIN=(steerlift train --model_name "$BASE" --problems "$RUN/chosen" --resume --num_chains 8 --micro_batch_size "$ROWS"
+    --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}"
+    --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}")
+stage grpo "${TRAIN[@]}" --output_dir "$RUN/grpo" --num_train_iters "$STEPS"
 
 # Means over training problems of what each layer adds, over completion tokens.
 stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
@@ -39,10 +39,21 @@ stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARN
 
 # Vectors learned without the fine-tuned model.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
-    --objective grpo "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
+    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
     --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
     --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
+
+# Fine-tuning gone on with to as many steps as these vectors had, where it had fewer: what they have beyond it may be only that.
+if [ "$LEARN_STEPS" -gt "$STEPS" ]; then
+    mkdir -p "$RUN/longer"
+    stage longer-start cp -R "$RUN/grpo/." "$RUN/longer"
+    stage longer "${TRAIN[@]}" --output_dir "$RUN/longer" --num_train_iters "$LEARN_STEPS"
+    stage evaluate-longer steerlift evaluate --base_model_name "$BASE" \
+        --finetuned_checkpoint "$RUN/longer/checkpoint_step_$LEARN_STEPS" --weights 1 \
+        --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" "${TEST[@]}" \
+        --output_path "$RUN/results-longer.json" --reuse "$RUN/results-learn-grpo.json"
+fi
 
 if [ "$SEED" != 0 ]; then
     return

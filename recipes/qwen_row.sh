@@ -5,5 +5,5 @@ DEV=(--eval-size 24 --num_completions_eval 2)
 # Adapters: training all weights took 17 GB before the first update, and half as much time again.
 GRPO=(--lora_r 16 --learning_rate 3e-4 --gradient_accumulation_steps 8 --warmup_percent 0.25 --final_lr_percent 0.7 --max_prompt_length 640)
 DISTILL=(--train_size 256 --finetuned_completions 1 --num_train_iters 32 --max_prompt_length 640)
-LEARN_GRPO=(--num_train_iters 8 --max_prompt_length 640)
+LEARN_STEPS=8 LEARN_GRPO=(--max_prompt_length 640)
 source recipes/experiment.sh

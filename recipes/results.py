@@ -37,7 +37,7 @@ ARMS = {
     "weight-of-prompt-mean/best": "prompt mean, weight chosen on dev problems",
     "random_control": "random directions, norms of the learned ones",
 }
-_TRAININGS = ("grpo", "distill", "learn-grpo")
+_TRAININGS = ("grpo", "distill", "learn-grpo", "longer")
 DISTILLED = "learned by distillation"
 # The vectors of a search by the names of their files.
 _SEARCHED = {"vectors": "the vectors learned by distillation", "increments": "the increments"}
@@ -48,6 +48,8 @@ BESIDE = {
     "results-increments-once": "increments of the completion mean, weight 1",
     "results-learn-grpo": "learned by GRPO alone",
 }
+# An evaluation of the same vectors beside a fine-tuned model that had as many steps as they: an arm, and a share of its gain.
+LONGER = "results-longer"
 # What the first table tells of every row.
 _METHODS = (DISTILLED, BESIDE["results-learn-grpo"], BESIDE["results-increments"])
 SCORES = (
@@ -65,6 +67,12 @@ def keep(run: Path, target: Path) -> None:
     scores = {name: _scores(results) for name, results in evaluations.items()}
     for name in [name for name in scores if name in BESIDE]:  # the same problems, and the same base and fine-tuned answers
         scores["results"][BESIDE[name]] = scores.pop(name)[DISTILLED]
+    if LONGER in scores:
+        longer = scores.pop(LONGER)
+        steps = evaluations[LONGER]["settings"]["finetuned_checkpoint"].rpartition("_")[2]
+        share = {key: value for key, value in longer[DISTILLED].items() if key.startswith("gap_recovered")}
+        scores["results"][f"fine-tuned for {steps} steps"] = longer["fine-tuned"]
+        scores["results"][f"{BESIDE['results-learn-grpo']}, of the gain of {steps} steps"] = share
     summary = {
         "evaluations": scores,
         "search": _search(search) if (search / "results.json").exists() else None,

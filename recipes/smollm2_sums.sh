@@ -10,7 +10,7 @@ ROOT=${RUNS:-runs}
 RUN=$ROOT/smollm2-sums-$SEED
 BASE=$ROOT/smollm2-base/checkpoint_step_0
 PROBLEMS=$ROOT/problems/sums
-LENGTH=64
+LENGTH=64 RATE=(--learning_rate 3e-5)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 
