@@ -39,8 +39,8 @@ stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARN
 
 # Vectors learned without the fine-tuned model.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
-    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 --micro_batch_size "$ROWS" \
-    --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 \
+    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
     --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
 
