@@ -22,7 +22,7 @@ stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train
     --method increments --output_path "$RUN/increments.safetensors" "${SAMPLING[@]}"
 
 stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
-    "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
+    --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
 # The weight of the increments is chosen on development problems; the learned vectors are added once, and nothing is chosen.

@@ -9,18 +9,18 @@ from typing import Any
 from steerlift.extraction.activations import MeanActivations, TokenSequence, mean_activations
 from steerlift.extraction.config import ExtractConfig
 from steerlift.problems.load import load_problems, load_worked_examples
-from steerlift.problems.prompt import encode_prompt, few_shot_note, worked_example
+from steerlift.problems.prompt import encode_prompt, few_shot_note
 from steerlift.problems.separation import fingerprints
 from steerlift.records.progress import progress, say
 from steerlift.records.provenance import package_version, provenance
 from steerlift.records.runs import check_writable, completions_path, write_json
 from steerlift.records.seen import SEEN
 from steerlift.records.types import Problem
-from steerlift.sampling.kept import KeptCompletions, earlier_completions
+from steerlift.sampling.kept import KeptCompletions, earlier_completions, sampling_settings
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids
 from steerlift.sampling.sampler import SamplingOptions
-from steerlift.steering.identity import digest, identity
+from steerlift.steering.identity import digest
 from steerlift.steering.models import (
     Model,
     architecture,
@@ -102,27 +102,18 @@ def _kept_completions(
     if config.tokens != "completion":
         path.unlink(missing_ok=True)  # those of an earlier extraction to this place
         return None
-    settings = _sampling_settings(config, problems, few_shot)
+    options = SamplingOptions(config.temperature, config.max_completion_length)
+    dtype = str(choose_dtype(config.dtype, choose_device(config.device))).removeprefix("torch.")
+    settings = {
+        **sampling_settings(config.finetuned_checkpoint, options, 1, few_shot, config.seed, dtype),
+        "problems": digest(problem.problem for problem in problems),
+    }
     option = f"--reuse {config.reuse}"
     earlier = earlier_completions(completions_path(config.reuse), settings, option) if config.reuse is not None else {}
     kept = KeptCompletions.open(path, settings)
     if earlier:
         say(f"{kept.take_over(earlier, problems)} completions are those of {config.reuse}")
     return kept
-
-
-def _sampling_settings(config: ExtractConfig, problems: Sequence[Problem], few_shot: Sequence[Problem]) -> dict[str, Any]:
-    """What the completions depend on."""
-    device = choose_device(config.device)
-    return {
-        "finetuned_model": identity(config.finetuned_checkpoint),
-        "problems": digest(problem.problem for problem in problems),
-        "few_shot": digest(worked_example(example) for example in few_shot),
-        "max_completion_length": config.max_completion_length,
-        "temperature": config.temperature,
-        "seed": config.seed,
-        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
-    }
 
 
 def _sequence(prompt: Sequence[int], completion: Sequence[int] = ()) -> TokenSequence:

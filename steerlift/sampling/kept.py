@@ -6,11 +6,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
+from steerlift.problems.prompt import worked_example
 from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.runs import Journal
 from steerlift.records.types import Problem
 from steerlift.sampling.rollouts import SampledProblem, Task, sample_tasks
 from steerlift.sampling.sampler import OnDone, Sampler, SamplingOptions
+from steerlift.steering.identity import digest, identity
 from steerlift.steering.models import Tokenizer
 
 # Completions between two writes: enough to fill a batch, and what takes so many seconds, as a kill loses them.
@@ -18,6 +20,21 @@ _LEAST_PER_WRITE, _MOST_PER_WRITE = 128, 2048
 _SECONDS_PER_WRITE = 120
 
 T = TypeVar("T")
+
+
+def sampling_settings(
+    finetuned_model: str, options: SamplingOptions, completions: int, few_shot: Sequence[Problem], seed: int, precision: str
+) -> dict[str, Any]:
+    """What the completions of a problem depend on, beside its text; `completions` is how many each problem has."""
+    return {
+        "finetuned_model": identity(finetuned_model),
+        "completions": completions,
+        "few_shot": digest(worked_example(example) for example in few_shot),
+        "max_completion_length": options.max_completion_length,
+        "temperature": options.temperature,
+        "seed": seed,
+        "dtype": precision,
+    }
 
 
 def in_parts(items: Sequence[T], completions: int) -> Iterator[Sequence[T]]:

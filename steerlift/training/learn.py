@@ -11,27 +11,30 @@ from steerlift.extraction.activations import TokenSequence, mean_activations
 from steerlift.problems.prompt import encode_prompt
 from steerlift.problems.separation import fingerprints
 from steerlift.records.errors import InputError
+from steerlift.records.progress import say
 from steerlift.records.provenance import package_version
-from steerlift.records.runs import replacing
+from steerlift.records.runs import completions_path, replacing
 from steerlift.records.seen import SEEN, together
 from steerlift.records.types import Problem
-from steerlift.sampling.kept import KeptCompletions
+from steerlift.sampling.kept import KeptCompletions, earlier_completions, sampling_settings
+from steerlift.sampling.rollouts import SampledProblem
+from steerlift.sampling.sampler import SamplingOptions
 from steerlift.sampling.server import Patience
 from steerlift.scoring.plugins import load_reward
 from steerlift.steering.apply import check_fit
-from steerlift.steering.identity import identity
 from steerlift.steering.layer_ranges import parse_layers
 from steerlift.steering.models import (
     Model,
     Tokenizer,
     architecture,
     check_same_architecture,
+    choose_device,
     hidden_size,
     load_config,
     load_model,
     text_config,
 )
-from steerlift.steering.precision import Precision
+from steerlift.steering.precision import Precision, choose_precision
 from steerlift.steering.trainable import TrainableVectors, scale_of, trainable_vectors
 from steerlift.steering.vectors import SteeringVectors
 from steerlift.training.checkpoints import checkpoint_path, vectors_path
@@ -75,6 +78,7 @@ class _Learning:
         self.config = config
         self.rewards = [(name, load_reward(name)) for name in config.rewards]
         self.layers = parse_layers(config.layers, load_config(config.model_name).num_hidden_layers, "--layers")
+        self.earlier: dict[str, SampledProblem] = {}
         self.start = None if config.start_vectors is None else SteeringVectors.load(config.start_vectors)
         if self.start is not None:
             check_fit(load_config(config.model_name), self.start, config.model_name)
@@ -82,7 +86,17 @@ class _Learning:
     def choose_problems(self, tokenizer: Tokenizer) -> tuple[list[Problem], list[Problem]]:
         """The worked examples and the problems to learn from, kept for what follows."""
         self.tokenizer = tokenizer
-        self.few_shot, self.problems = training_problems(self.config, tokenizer)
+        config = self.config
+        self.few_shot, self.problems = training_problems(config, tokenizer)
+        if config.finetuned_checkpoint is not None:
+            options = SamplingOptions(config.teacher_temperature, config.max_completion_length)
+            precision = str(choose_precision(config.dtype, choose_device(config.device)))
+            self.sampling = sampling_settings(
+                config.finetuned_checkpoint, options, config.finetuned_completions, self.few_shot, config.seed, precision
+            )
+            if config.reuse is not None:
+                path = completions_path(config.reuse)
+                self.earlier = earlier_completions(path, self.sampling, f"--reuse {config.reuse}")
         return self.few_shot, self.problems
 
     def load(self, processes: Processes, precision: Precision, attention: str, done: int | None) -> Model:
@@ -127,9 +141,9 @@ class _Learning:
         needed = _distinct(problems_of_step(self.problems, 1, count, config.seed))
         if log is None:  # the process that writes has sampled them all
             learner.processes.wait()
-        # A run goes on with the options that it began with, but the model may be another by now.
-        of_model = {"finetuned_model": identity(config.finetuned_checkpoint)}
-        kept = KeptCompletions.open(config.output_dir / COMPLETIONS_TO_LEARN_FROM, of_model)
+        kept = KeptCompletions.open(config.output_dir / COMPLETIONS_TO_LEARN_FROM, self.sampling)
+        if self.earlier:
+            say(f"{kept.take_over(self.earlier, needed)} completions are those of {config.reuse}")
         with torch.no_grad(), learner.precision.context(learner.processes.device):
             examples = finetuned_examples(finetuned, tokenizer, needed, self.few_shot, config, kept)
         if log is not None:

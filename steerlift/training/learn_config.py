@@ -27,6 +27,8 @@ class LearnConfig(TrainConfig):
     """Completions of each problem that the fine-tuned model writes, once, with distill."""
     finetuned_temperature: float | None = None
     """Temperature of its completions and of the distributions to learn, with distill; default: --temperature."""
+    reuse: Path | None = None
+    """Vectors of an extraction from the same fine-tuned model: the completions beside them are not sampled again."""
     start_vectors: Path | None = None
     """Vectors to begin with (.safetensors or .json), from extract or learn; default: zero."""
     start_weight: float = 1.0
@@ -74,6 +76,8 @@ class LearnConfig(TrainConfig):
                 "--objective distill learns from a fine-tuned model; name it with --finetuned_checkpoint, "
                 "or take --objective grpo, which needs none"
             )
+        if self.objective == "grpo" and self.reuse is not None:
+            raise InputError(f"--reuse {self.reuse}: --objective grpo learns from no fine-tuned model; leave it out")
         if self.objective == "grpo" and self.finetuned_checkpoint is not None:
             raise InputError("--objective grpo learns from rewards alone; leave --finetuned_checkpoint out, or take distill")
 

@@ -21,6 +21,7 @@ _MAY_CHANGE = (
     "resume",
     "overwrite",
     "output_dir",
+    "reuse",
     "data_dir",
     "device",
     "micro_batch_size",
@@ -148,7 +149,9 @@ class RunLog:
     def _clear(self) -> None:
         remove_checkpoints(self.folder)
         for name in _FILES:
-            (self.folder / name).unlink(missing_ok=True)
+            # A run that was stopped before its first checkpoint has no step to go on from, but these it has.
+            if not (self.config.resume and name == COMPLETIONS_TO_LEARN_FROM):
+                (self.folder / name).unlink(missing_ok=True)
         self._sweep()
 
     def _cut_after(self, step: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from asked import asked_from_here_on
 from small_pipeline import RECIPE, problem_file, saved, tokenizer, trained, untrained
 
 from steerlift.extraction import extract as extract_module
@@ -18,7 +19,6 @@ from steerlift.records.errors import InputError, MissingInputError
 from steerlift.records.provenance import package_version
 from steerlift.records.runs import Journal
 from steerlift.records.seen import SEEN
-from steerlift.sampling import kept as kept_module
 from steerlift.sampling import rollouts as rollouts_module
 from steerlift.sampling.rollouts import prompt_ids
 from steerlift.steering.models import architecture, decoder_layers
@@ -223,25 +223,12 @@ def test_max_examples_takes_the_first_of_the_problems(config):
     assert [row["problem"]["problem"] for row in rows] == [p.problem for p in load_problems(config.problems, "train", 5, 3)]
 
 
-def counted_samples(monkeypatch) -> list[str]:
-    """The problems that a model is asked from here on."""
-    asked: list[str] = []
-    sample_tasks = kept_module.sample_tasks
-
-    def counting(sampler, tokenizer, tasks, *rest):
-        asked.extend(task.problem.problem for task in tasks)
-        return sample_tasks(sampler, tokenizer, tasks, *rest)
-
-    monkeypatch.setattr(kept_module, "sample_tasks", counting)
-    return asked
-
-
 def test_a_stopped_extraction_asks_only_what_is_missing(config, monkeypatch):
     whole = extract(config).vectors
     path = config.output_path.with_name("v.completions.jsonl")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:8]) + lines[8][:40])  # a kill in the middle of a line
-    asked = counted_samples(monkeypatch)
+    asked = asked_from_here_on(monkeypatch)
     again = extract(config).vectors
     assert asked == [json.loads(line)["problem"]["problem"] for line in lines[8:]]
     assert path.read_text() == "".join(lines)
@@ -252,7 +239,7 @@ def test_a_stopped_extraction_asks_only_what_is_missing(config, monkeypatch):
 
 def test_completions_of_an_earlier_extraction_are_not_sampled_again(config, monkeypatch, capsys):
     means = extract(replace(config, train_size=COUNT - 4)).vectors
-    asked = counted_samples(monkeypatch)
+    asked = asked_from_here_on(monkeypatch)
     more = replace(config, output_path=config.output_path.with_name("w.safetensors"), reuse=config.output_path)
     fewer = extract(replace(more, train_size=COUNT - 4, method="increments")).vectors
     assert asked == []

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 import training_rewards
+from asked import asked_from_here_on
 from launched import launch
 from small_pipeline import saved, trained
 from training_runs import assert_close_tensors, assert_same_tensors, metrics, read
@@ -23,7 +25,7 @@ from steerlift.steering.trainable import TrainableVectors, scale_of
 from steerlift.steering.vectors import SteeringVectors
 from steerlift.training.batch import pack
 from steerlift.training.checkpoints import checkpoint_path, load_training_state, saved_steps, vectors_path
-from steerlift.training.distill import distill_loss
+from steerlift.training.distill import DistillTrainer, distill_loss
 from steerlift.training.head import Head, chunked_kl
 from steerlift.training.learn import learn, learned_path
 from steerlift.training.learn_config import LearnConfig
@@ -169,7 +171,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(objective, distilling, earni
     assert_same_tensors(load_training_state(config.output_dir, 3), load_training_state(whole.output_dir, 3))
 
 
-def test_it_begins_with_given_vectors_on_the_layers_asked_for(distilling, models, tmp_path):
+def test_it_begins_with_given_vectors_on_the_layers_asked_from_here_on(distilling, models, tmp_path):
     extracted = extract(
         ExtractConfig(
             base_model_name=str(models / "base"),
@@ -208,10 +210,49 @@ def test_every_completion_to_learn_from_is_sampled_once(distilling):
     assert len(rows) == len({row["problem"]["problem"] for row in rows}) == 20
     learn(replace(distilling, overwrite=True))
     header, *rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
-    assert header == {"settings": {"finetuned_model": identity(distilling.finetuned_checkpoint)}}
+    assert header["settings"]["finetuned_model"] == identity(distilling.finetuned_checkpoint)
     texts = [row["problem"]["problem"] for row in rows]
     assert len(texts) == len(set(texts)) == 9  # three steps of three problems
     assert all(len(row["completions"]) == distilling.finetuned_completions for row in rows)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_keeps_what_it_has_sampled(distilling, monkeypatch):
+    resumed = replace(distilling, resume=True)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(DistillTrainer, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            learn(resumed)
+    asked = asked_from_here_on(monkeypatch)
+    vectors = learn(resumed)
+    assert asked == []
+    whole = learn(replace(distilling, overwrite=True))
+    assert len(asked) == 9, "without --resume they are sampled anew"
+    assert_same_tensors(vectors.layers, whole.layers)
+
+
+def test_completions_of_an_extraction_are_not_sampled_again(distilling, models, tmp_path, monkeypatch, capsys):
+    extracting = ExtractConfig(
+        base_model_name=str(models / "base"),
+        finetuned_checkpoint=str(models / "finetuned"),
+        output_path=tmp_path / "extracted.safetensors",
+        problems=distilling.problems,
+        train_size=6,
+        seed=distilling.seed,
+        temperature=distilling.temperature,
+        max_completion_length=distilling.max_completion_length,
+    )
+    extract(extracting)
+    alone = replace(distilling, finetuned_completions=1)
+    asked = asked_from_here_on(monkeypatch)
+    vectors = learn(replace(alone, reuse=extracting.output_path))
+    taken = 9 - len(asked)
+    assert 0 < taken <= 6
+    assert f"{taken} completions are those of {extracting.output_path}\n" in capsys.readouterr().err
+    assert_same_tensors(vectors.layers, learn(replace(alone, overwrite=True)).layers)
+    elsewhere = replace(alone, reuse=extracting.output_path, output_dir=tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"other settings \(completions, temperature\)"):
+        learn(replace(elsewhere, finetuned_completions=2, finetuned_temperature=0.5))
+    assert not elsewhere.output_dir.exists()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +260,8 @@ def test_every_completion_to_learn_from_is_sampled_once(distilling):
     [
         ({"finetuned_checkpoint": None}, "name it with --finetuned_checkpoint"),
         ({"objective": "grpo"}, "leave --finetuned_checkpoint out"),
+        ({"objective": "grpo", "finetuned_checkpoint": None, "reuse": "v.json"}, "--objective grpo learns from no fine-tuned"),
+        ({"reuse": Path("nowhere.json")}, "--reuse nowhere.json: no nowhere.completions.jsonl"),
         ({"lora_r": 4}, "--lora_r is about a model's weights"),
         ({"num_train_iters": 0}, "--num_train_iters 0: expected at least 1"),
         ({"num_train_iters": 0, "sft_steps": 2}, "--sft_steps is about a model's weights"),
