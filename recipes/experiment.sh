@@ -2,7 +2,7 @@
 # They set RUN, BASE, PROBLEMS, SEED and what stands in capitals below; they are to be run again after they were stopped: they go on.
 FINETUNED=$RUN/grpo/checkpoint_step_$CHECKPOINT
 MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
-WEIGHT=(--problems "$PROBLEMS" --overwrite --trials 8 --rungs 1 --dev_size 40 --num_completions_eval 2 --eval-size 8
+WEIGHT=(--problems "$PROBLEMS" --overwrite --rungs 1 --num_completions_eval 2 --eval-size 8 "${WEIGHTS_TRIED[@]}"
     "${SAMPLING[@]}")
 LEARNED=$RUN/distill/vectors.safetensors
 # Results of other seeds of this row, if they are there: the base is not asked again what it has answered.
@@ -25,17 +25,17 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
     --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
-# The weight of the increments is chosen on development problems; the learned vectors are added once, and nothing is chosen.
+# The base is asked once for all seeds, with the same random numbers. The learned vectors are added once, and nothing is chosen.
+TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
+stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 --random_control "${TEST[@]}" \
+    --output_path "$RUN/results.json" --reuse $OTHER_SEEDS
+
+# The weight of the increments is chosen on development problems.
 stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
     --output_dir "$RUN/weight-of-increments" --weight_range 0.2 0.8 "${WEIGHT[@]}"
-
-# The base is asked once for all seeds, with the same random numbers.
-TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
 stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
     --steering_vectors_path "$RUN/weight-of-increments/best.safetensors" \
-    --output_path "$RUN/results-increments.json" --reuse $OTHER_SEEDS
-stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 --random_control "${TEST[@]}" \
-    --output_path "$RUN/results.json" --reuse "$RUN/results-increments.json"
+    --output_path "$RUN/results-increments.json" --reuse "$RUN/results.json"
 
 # Vectors learned without the fine-tuned model.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
@@ -69,14 +69,14 @@ for tokens in completion prompt; do
     stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
         --output_dir "$RUN/weight-of-$tokens-mean" --weight_range 0 0.8 "${WEIGHT[@]}"
 done
-SMALLER=(--problems "$PROBLEMS" --eval-size 100 --num_completions_eval 4 --reuse "$RUN/results.json")
+SMALLER=(--problems "$PROBLEMS" --eval-size "$CONTROLLED" --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
     --other_vectors "$RUN"/weight-of-{increments,completion-mean,prompt-mean}/best.safetensors \
     --controls random negated shuffled cooler format "${SMALLER[@]}" --output_path "$RUN/methods.json" "${SAMPLING[@]}"
 stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 0.25 0.5 0.75 1 1.5 2 \
     "${SMALLER[@]}" --output_path "$RUN/sweep.json" "${SAMPLING[@]}"
 stage search steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" "$LEARNED" --problems "$PROBLEMS" \
-    --output_dir "$RUN/search" --overwrite --groups 3 --weight_range 0 2 --trials 16 --rungs 3 --dev_size 48 \
-    --num_completions_eval 4 --eval-size 100 "${SAMPLING[@]}"
+    --output_dir "$RUN/search" --overwrite --groups 3 --weight_range 0 2 "${SEARCHED[@]}" \
+    --eval-size "$CONTROLLED" "${SAMPLING[@]}"
 stage figure steerlift plot --results-path "$RUN/sweep.json" --output-path "$RUN/sweep.png"
 stage report steerlift report "$RUN"
