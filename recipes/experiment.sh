@@ -27,15 +27,8 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
 
 # The base is asked once for all seeds, with the same random numbers. The learned vectors are added once, and nothing is chosen.
 TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
-stage evaluate steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 --random_control "${TEST[@]}" \
-    --output_path "$RUN/results.json" --reuse $OTHER_SEEDS
-
-# The weight of the increments is chosen on development problems.
-stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
-    --output_dir "$RUN/weight-of-increments" --weight_range 0.2 0.8 "${WEIGHT[@]}"
-stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
-    --steering_vectors_path "$RUN/weight-of-increments/best.safetensors" \
-    --output_path "$RUN/results-increments.json" --reuse "$RUN/results.json"
+EVALUATE=(steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 "${TEST[@]}" --output_path "$RUN/results.json")
+stage evaluate "${EVALUATE[@]}" --reuse $OTHER_SEEDS
 
 # Vectors learned without the fine-tuned model.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
@@ -43,6 +36,14 @@ stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chos
     --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
 stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
     --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
+
+# The weight of the increments is chosen on development problems.
+stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
+    --output_dir "$RUN/weight-of-increments" --weight_range 0.2 0.8 "${WEIGHT[@]}"
+stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
+    --steering_vectors_path "$RUN/weight-of-increments/best.safetensors" \
+    --output_path "$RUN/results-increments.json" --reuse "$RUN/results.json"
+stage evaluate-random "${EVALUATE[@]}" --random_control
 
 # Fine-tuning gone on with to as many steps as these vectors had, where it had fewer: what they have beyond it may be only that.
 if [ "$LEARN_STEPS" -gt "$STEPS" ]; then
