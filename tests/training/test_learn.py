@@ -19,7 +19,7 @@ from steerlift.problems.separation import check_unseen
 from steerlift.records.errors import InputError, SteerliftError
 from steerlift.records.runs import Journal
 from steerlift.steering.apply import steer
-from steerlift.steering.identity import identity
+from steerlift.steering.identity import digest, identity
 from steerlift.steering.models import load_model
 from steerlift.steering.trainable import TrainableVectors, scale_of
 from steerlift.steering.vectors import SteeringVectors
@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(objective, distilling, earni
     assert_same_tensors(load_training_state(config.output_dir, 3), load_training_state(whole.output_dir, 3))
 
 
-def test_it_begins_with_given_vectors_on_the_layers_asked_from_here_on(distilling, models, tmp_path):
+def test_it_begins_with_given_vectors_on_the_layers_asked_for(distilling, models, tmp_path):
     extracted = extract(
         ExtractConfig(
             base_model_name=str(models / "base"),
@@ -210,16 +210,29 @@ def test_every_completion_to_learn_from_is_sampled_once(distilling):
     assert len(rows) == len({row["problem"]["problem"] for row in rows}) == 20
     learn(replace(distilling, overwrite=True))
     header, *rows = Journal(distilling.output_dir / "finetuned_completions.jsonl").read()
-    assert header["settings"]["finetuned_model"] == identity(distilling.finetuned_checkpoint)
+    assert header == {
+        "settings": {
+            "finetuned_model": identity(distilling.finetuned_checkpoint),
+            "completions": distilling.finetuned_completions,
+            "few_shot": digest([]),
+            "max_completion_length": distilling.max_completion_length,
+            "temperature": distilling.temperature,
+            "seed": distilling.seed,
+            "dtype": "float32",
+        }
+    }
     texts = [row["problem"]["problem"] for row in rows]
     assert len(texts) == len(set(texts)) == 9  # three steps of three problems
     assert all(len(row["completions"]) == distilling.finetuned_completions for row in rows)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_keeps_what_it_has_sampled(distilling, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
     resumed = replace(distilling, resume=True)
     with monkeypatch.context() as stopped:
-        stopped.setattr(DistillTrainer, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped.setattr(DistillTrainer, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             learn(resumed)
     asked = asked_from_here_on(monkeypatch)
