@@ -12,6 +12,16 @@ OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || t
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \
     --train_size "$ANSWERED" --num_completions 4 --success 0.25 0.75 "${SAMPLING[@]}"
 
+# Vectors learned without the fine-tuned model, and their answers: ONLY="learn-grpo answers-learn-grpo" runs these two beside its training.
+# On test problems the base is asked once for all seeds, with the same random numbers. Vectors are added once, and nothing is chosen.
+TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
+stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
+    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 \
+    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+LEARNED_ALONE=(--base_model_name "$BASE" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" --weights 1 "${TEST[@]}")
+stage answers-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint None \
+    --output_path "$RUN/learn-grpo/results.json" --reuse $OTHER_SEEDS
+
 TRAIN=(steerlift train --model_name "$BASE" --problems "$RUN/chosen" --resume --num_chains 8 --micro_batch_size "$ROWS"
     --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}"
     --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}")
@@ -25,17 +35,10 @@ stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir
     --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
     "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
 
-# The base is asked once for all seeds, with the same random numbers. The learned vectors are added once, and nothing is chosen.
-TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
 EVALUATE=(steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 "${TEST[@]}" --output_path "$RUN/results.json")
-stage evaluate "${EVALUATE[@]}" --reuse $OTHER_SEEDS
-
-# Vectors learned without the fine-tuned model.
-stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
-    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 \
-    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
-stage evaluate-learn-grpo steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" \
-    --weights 1 "${TEST[@]}" --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json"
+stage evaluate "${EVALUATE[@]}" --reuse "$RUN/learn-grpo/results.json" $OTHER_SEEDS
+stage evaluate-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$FINETUNED" \
+    --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json" "$RUN/learn-grpo/results.json"
 
 # The weight of the increments is chosen on development problems.
 stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
@@ -50,10 +53,8 @@ if [ "$LEARN_STEPS" -gt "$STEPS" ]; then
     mkdir -p "$RUN/longer"
     stage longer-start cp -R "$RUN/grpo/." "$RUN/longer"
     stage longer "${TRAIN[@]}" --output_dir "$RUN/longer" --num_train_iters "$LEARN_STEPS"
-    stage evaluate-longer steerlift evaluate --base_model_name "$BASE" \
-        --finetuned_checkpoint "$RUN/longer/checkpoint_step_$LEARN_STEPS" --weights 1 \
-        --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" "${TEST[@]}" \
-        --output_path "$RUN/results-longer.json" --reuse "$RUN/results-learn-grpo.json"
+    stage evaluate-longer steerlift evaluate "${LEARNED_ALONE[@]}" \
+        --finetuned_checkpoint "$RUN/longer/checkpoint_step_$LEARN_STEPS" --output_path "$RUN/results-longer.json" --reuse "$RUN/results-learn-grpo.json"
 fi
 
 if [ "$SEED" != 0 ]; then

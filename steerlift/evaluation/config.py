@@ -16,8 +16,8 @@ class EvaluateConfig:
 
     base_model_name: str = "Qwen/Qwen2.5-7B-Instruct"
     """Base model: hub id or folder."""
-    finetuned_checkpoint: str = "final_run/checkpoint_step_250"
-    """Fine-tuned model: hub id or folder."""
+    finetuned_checkpoint: str | None = "final_run/checkpoint_step_250"
+    """Fine-tuned model: hub id or folder; None: compare with the base alone, as for vectors learned without such a model."""
     steering_vectors_path: Path = Path("steering_vectors.json")
     """Vectors of `steerlift extract` (.safetensors or .json)."""
     output_path: Path = Path("steering_eval_results.json")
@@ -84,5 +84,7 @@ class EvaluateConfig:
             raise InputError("--controls are run at one weight: choose it with --dev_size, or give one with --weights")
         if len(set(self.controls)) < len(self.controls):
             raise InputError(f"--controls {' '.join(self.controls)}: expected each once")
+        if self.finetuned_servers and self.finetuned_checkpoint is None:
+            raise InputError(f"--finetuned_servers {self.finetuned_servers}: name their model with --finetuned_checkpoint")
         if self.dev_size and self.split == "dev":
             raise InputError("--dev_size with --split dev would choose and report on the same problems; use --split test")

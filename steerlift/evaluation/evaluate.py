@@ -43,7 +43,8 @@ class _Answered:
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not in the completions file yet and writes the results. Returns the content of the results file."""
-    check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
+    if config.finetuned_checkpoint is not None:
+        check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
     vectors = SteeringVectors.load(config.steering_vectors_path)
     check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
     others = other_vectors(config)
@@ -116,7 +117,8 @@ def _answer(
         sampler = models.sampler(config.base_model_name, control.vectors)
         asked = control.problems(test)
         run(sampler, [control.arm], config.split, asked, options=replace(options, temperature=temperature))
-    run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
+    if config.finetuned_checkpoint is not None:
+        run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
     return _Answered(steered, random, controls, chosen)
 
 
@@ -124,24 +126,24 @@ def _results(config: EvaluateConfig, book: Gradebook, answered: _Answered, count
     """All that is computed from the book."""
     ks, seed = config.pass_at_k, config.seed
     base = book.graded(config.split, BASE, count)
-    finetuned = book.graded(config.split, FINETUNED, count)
+    finetuned = None if config.finetuned_checkpoint is None else book.graded(config.split, FINETUNED, count)
 
-    def against_both(arm: Arm) -> dict[str, Any]:
+    def compared(arm: Arm) -> dict[str, Any]:
         return arm_result(book.graded(config.split, arm.name, count), ks, seed, base, finetuned)
 
     results: dict[str, Any] = {
         "base_model": arm_result(base, ks, seed),
-        "finetuned_model": arm_result(finetuned, ks, seed, base),
-        "base_with_steering": {str(arm.weight): against_both(arm) for arm in answered.steered},
+        "finetuned_model": None if finetuned is None else arm_result(finetuned, ks, seed, base),
+        "base_with_steering": {str(arm.weight): compared(arm) for arm in answered.steered},
     }
     tested = {str(arm.weight): book.graded(config.split, arm.name, count) for arm in answered.steered}
     for weight, values in p_values(tested, base, ks[0], seed).items():
         results["base_with_steering"][weight].update(values)
     if answered.random:
-        results["random_control"] = {str(arm.weight): against_both(arm) for arm in answered.random}
+        results["random_control"] = {str(arm.weight): compared(arm) for arm in answered.random}
     if answered.controls:
         results["controls"] = {
-            c.arm.name: {"about": c.about, "weight": c.arm.weight, **against_both(c.arm)} for c in answered.controls
+            c.arm.name: {"about": c.about, "weight": c.arm.weight, **compared(c.arm)} for c in answered.controls
         }
     results["groups"] = _groups(config, book, answered.chosen, count)
     if answered.chosen is not None:
@@ -154,7 +156,9 @@ def _results(config: EvaluateConfig, book: Gradebook, answered: _Answered, count
 
 
 def _groups(config: EvaluateConfig, book: Gradebook, chosen: float | None, count: int) -> dict[str, Any]:
-    arms = {"base": BASE, "finetuned": FINETUNED}
+    arms = {"base": BASE}
+    if config.finetuned_checkpoint is not None:
+        arms["finetuned"] = FINETUNED
     weight = config.weights[0] if len(config.weights) == 1 else chosen
     if weight is not None:
         arms["steered"] = f"{STEERED}:{weight}"
@@ -174,7 +178,7 @@ def _settings(
     device = choose_device(config.device)
     return {
         "base_model": identity(config.base_model_name),
-        "finetuned_model": identity(config.finetuned_checkpoint),
+        "finetuned_model": None if config.finetuned_checkpoint is None else identity(config.finetuned_checkpoint),
         "vectors": vectors_identity(vectors),
         "problems": digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
         "few_shot": digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),

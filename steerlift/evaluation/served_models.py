@@ -48,7 +48,8 @@ class ServedModels:
         self._names: dict[str, str] = {}  # of the model at each server
         with ExitStack() as self._connections:
             self.base = [self._server(url, config.base_model_name) for url in _urls(config.servers)]
-            self.finetuned = [self._server(url, config.finetuned_checkpoint) for url in _urls(config.finetuned_servers)]
+            tuned = config.finetuned_checkpoint
+            self.finetuned = [] if tuned is None else [self._server(url, tuned) for url in _urls(config.finetuned_servers)]
             self._connections = self._connections.pop_all()  # all is well: they stay open
 
     def sampler(self, name: str, vectors: SteeringVectors | None = None) -> MakeSampler:

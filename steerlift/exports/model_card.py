@@ -115,8 +115,10 @@ def _evaluation(path: Path, content: Any, metadata: Mapping[str, str], asked: fl
         raise InputError(f"--results {path}: {found}; name one with --weight: {', '.join(map(str, steered))}")
     metric = next(key for key in base if key.startswith("pass_at_") and not key.endswith("ci95"))
     head = f"pass@{metric.removeprefix('pass_at_')} %"
-    main = {"base": base, "steered": steered[weight], "finetuned": content["finetuned_model"]}
-    arms = {"base": base, f"base + {weight} x vectors": steered[weight], "fine-tuned": content["finetuned_model"]}
+    main = {"base": base, "steered": steered[weight]}
+    arms = {"base": base, f"base + {weight} x vectors": steered[weight]}
+    if content["finetuned_model"] is not None:
+        main["finetuned"] = arms["fine-tuned"] = content["finetuned_model"]
     arms |= _controls(content, weight)
     rows = [[name, f"{arm[metric]:.1f}", *_cells(arm)] for name, arm in arms.items()]
     setting = _setting(base, content.get("settings") or {})

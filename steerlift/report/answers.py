@@ -1,4 +1,4 @@
-"""The same problems answered by base, steered and fine-tuned model, side by side, with what differs from the base marked."""
+"""The same problems answered by base, steered and fine-tuned model, if there is one, with what differs from the base marked."""
 
 import random
 import re
@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """One problem and the answers of base, steered and fine-tuned to it."""
+    """One problem and every arm's answer to it, the base's first."""
 
     question: str
     gold: str

@@ -95,9 +95,11 @@ def _results_view(part: Part, run: RunFolder, config: ReportConfig) -> dict[str,
     figure = _drawn(PlotConfig(results_path=part.path, theme=config.theme))
     content = part.content
     weight, choice = shown_arm(part, config.arm)
-    base, finetuned, steered = content["base_model"], content["finetuned_model"], content["base_with_steering"][weight]
-    names = {"base": "base", "steered": f"base + {weight} × vectors", "finetuned": "fine-tuned"}
-    shown = {"base": base, "steered": steered, "finetuned": finetuned}
+    base, steered = content["base_model"], content["base_with_steering"][weight]
+    names = {"base": "base", "steered": f"base + {weight} × vectors"}
+    shown = {"base": base, "steered": steered}
+    if content["finetuned_model"] is not None:
+        names["finetuned"], shown["finetuned"] = "fine-tuned", content["finetuned_model"]
     metric = metrics_of(base)[0]
     answers = {kind: arm.get("examples") or [] for kind, arm in shown.items()}
     return {
@@ -112,6 +114,7 @@ def _results_view(part: Part, run: RunFolder, config: ReportConfig) -> dict[str,
         "problems": base.get("num_eval_problems"),
         "completions": base.get("completions_per_problem"),
         "figure": figure,
+        "models": "base and fine-tuned model" if "finetuned" in shown else "the base",
         "tables": _score_tables(content, names["steered"], weight),
         "controls": _control_table(content, {"base": base, names["steered"]: steered}),
         "groups": group_tables(content.get("groups", {})),
@@ -121,7 +124,9 @@ def _results_view(part: Part, run: RunFolder, config: ReportConfig) -> dict[str,
 
 def _score_tables(content: Mapping[str, Any], marked: str, weight: str) -> list[Table]:
     """All arms, and the development scores that the weight was chosen by where it was."""
-    arms = {"base": content["base_model"], "fine-tuned": content["finetuned_model"]}
+    arms = {"base": content["base_model"]}
+    if content["finetuned_model"] is not None:
+        arms["fine-tuned"] = content["finetuned_model"]
     arms |= {f"base + {key} × vectors": arm for key, arm in content["base_with_steering"].items()}
     on_dev = (content.get("chosen") or {}).get("dev")
     tables = [score_table("All arms", "arm", arms, marked)]

@@ -74,7 +74,8 @@ def draw(results: Results, theme: Theme, title: str | None = None) -> Figure:
     figure = Figure(figsize=FIGURE_INCHES, facecolor=theme.background)
     axes = figure.add_axes(PANEL_PLACE, label="panel", facecolor=theme.panel)
     _draw_model(axes, results.base, "Base", theme.base)
-    _draw_model(axes, results.finetuned, "Fine-tuned", theme.finetuned)
+    if results.finetuned is not None:
+        _draw_model(axes, results.finetuned, "Fine-tuned", theme.finetuned)
     _draw_steered(axes, results, theme)
     if results.control:
         _draw_control(axes, results.control, theme)

@@ -1,8 +1,8 @@
 """What a figure needs of a results file: each arm's score and interval, the weights, the number of problems.
 
-The file has the shape of steering_eval_results.json: base_model, finetuned_model and base_with_steering[weight], each with
-pass_at_K in percent, the first of them where there are several. `ci95`, `num_eval_problems`, `random_control` and `chosen`
-are used where they are there.
+The file has the shape of steering_eval_results.json: base_model, finetuned_model (null where none was named) and
+base_with_steering[weight], each with pass_at_K in percent, the first of them where there are several. `ci95`,
+`num_eval_problems`, `random_control` and `chosen` are used where they are there.
 """
 
 import math
@@ -33,14 +33,15 @@ class Results:
 
     k: int
     base: Arm
-    finetuned: Arm
+    finetuned: Arm | None
     steered: dict[float, Arm]
     control: dict[float, Arm]
     chosen: float | None
 
     def arms(self) -> list[Arm]:
         """All arms, the base first."""
-        return [self.base, self.finetuned, *self.steered.values(), *self.control.values()]
+        models = [self.base] if self.finetuned is None else [self.base, self.finetuned]
+        return [*models, *self.steered.values(), *self.control.values()]
 
     def problem_counts(self) -> list[int]:
         """The different numbers of problems that arms were evaluated on; empty when the file does not say."""
@@ -52,7 +53,9 @@ def load_results(path: Path) -> Results:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object with base_model, got {_kind(content)}; give a file of `evaluate`")
-    parts = {name: _object(content, name, path) for name in ("base_model", "finetuned_model", "base_with_steering")}
+    alone = "finetuned_model" in content and content["finetuned_model"] is None
+    names = ("base_model", "base_with_steering") if alone else ("base_model", "finetuned_model", "base_with_steering")
+    parts = {name: _object(content, name, path) for name in names}
     if not parts["base_with_steering"]:
         raise InputError(f"{path}: base_with_steering holds no weight, expected at least one; evaluate some weights")
     control = _object(content, "random_control", path) if "random_control" in content else {}
@@ -61,7 +64,7 @@ def load_results(path: Path) -> Results:
     return Results(
         k=k,
         base=_arm(parts["base_model"], k, f"{path}: base_model"),
-        finetuned=_arm(parts["finetuned_model"], k, f"{path}: finetuned_model"),
+        finetuned=None if alone else _arm(parts["finetuned_model"], k, f"{path}: finetuned_model"),
         steered=steered,
         control=_by_weight(control, k, f"{path}: random_control"),
         chosen=_chosen(content, steered, path),

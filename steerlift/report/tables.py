@@ -22,7 +22,9 @@ def print_results(
     heads = [_head(metric), "95 % interval", *map(_head, further), "gap recovered %"]
     table = make_table("arm", *heads, "lenient %", "format %", "length", "truncated %")
     chosen = results.get("chosen", {}).get("weight")
-    arms = [("base", base), ("fine-tuned", results["finetuned_model"])]
+    arms = [("base", base)]
+    if results["finetuned_model"] is not None:
+        arms.append(("fine-tuned", results["finetuned_model"]))
     arms += [(_steered_name(weight, chosen), arm) for weight, arm in results["base_with_steering"].items()]
     arms += [(f"random vectors x {weight}", arm) for weight, arm in results.get("random_control", {}).items()]
     arms += list(results.get("controls", {}).items())

@@ -44,6 +44,29 @@ def test_results_have_the_originals_shape_and_can_be_plotted(config):
     assert load_results(config.output_path).problem_counts() == [8]
 
 
+def test_without_a_fine_tuned_model_the_base_is_all_that_is_compared_with(config, tmp_path, capsys):
+    whole = evaluate(config)
+    alone = replace(config, finetuned_checkpoint=None, output_path=tmp_path / "alone" / "r.json")
+    capsys.readouterr()
+    results = evaluate(alone)
+    assert config.finetuned_checkpoint not in capsys.readouterr().err
+    assert results["finetuned_model"] is None
+    assert results["base_model"] == whole["base_model"]
+    for weight, arm in results["base_with_steering"].items():
+        of_the_gap = {"gap_recovered", "gap_recovered_ci95", "lenient_gap_recovered"}
+        assert arm == {key: value for key, value in whole["base_with_steering"][weight].items() if key not in of_the_gap}
+    print_results(results, [])
+    printed = capsys.readouterr().out
+    assert "base + 0.5 x vectors" in printed
+    assert "fine-tuned" not in printed
+    assert load_results(alone.output_path).finetuned is None
+
+
+def test_servers_of_a_model_that_is_not_named_are_refused(config):
+    with pytest.raises(InputError, match=r"--finetuned_servers http://there: name their model with --finetuned_checkpoint"):
+        replace(config, finetuned_checkpoint=None, finetuned_servers="http://there")
+
+
 def test_settings_can_be_run_again(config):
     settings = evaluate(config)["settings"]
     paths = {name: Path(settings[name]) for name in ("output_path", "steering_vectors_path")}

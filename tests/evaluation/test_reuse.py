@@ -25,6 +25,17 @@ def arms_asked(monkeypatch) -> list[str]:
     return loaded
 
 
+def test_a_fine_tuned_model_that_comes_later_is_all_that_is_left_to_ask(config, tmp_path, monkeypatch):
+    expected = evaluate(config)
+    alone = replace(config, finetuned_checkpoint=None, output_path=tmp_path / "alone" / "r.json")
+    evaluate(alone)
+    loaded = arms_asked(monkeypatch)
+    later = evaluate(replace(config, output_path=tmp_path / "later" / "r.json", reuse=(alone.output_path,)))
+    assert loaded == [config.finetuned_checkpoint]
+    for arm in ("base_model", "finetuned_model", "base_with_steering"):
+        assert later[arm] == expected[arm]
+
+
 def test_other_vectors_are_compared_with_the_same_base_without_asking_it_again(config, tmp_path, monkeypatch, capsys):
     earlier = evaluate(config)
     path = tmp_path / "other.safetensors"

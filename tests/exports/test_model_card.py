@@ -134,6 +134,13 @@ def test_a_file_without_intervals_has_no_column_for_them(tmp_path):
     assert found.rows == [["base", "20.0"], ["base + 1.0 x vectors", "50.0"], ["fine-tuned", "80.0"]]
 
 
+def test_without_a_fine_tuned_model_there_is_no_row_of_it(tmp_path):
+    plain = {"base_model": {"pass_at_1": 20.0}, "finetuned_model": None}
+    found = evaluation(tmp_path, base_with_steering={"1": {"pass_at_1": 50.0}}, random_control={}, controls={}, **plain)
+    assert found.rows == [["base", "20.0"], ["base + 1.0 x vectors", "50.0"]]
+    assert list(found.arms) == ["base", "steered"]
+
+
 @pytest.mark.parametrize(
     ("asked", "changes", "on_dev", "sentence"),
     [

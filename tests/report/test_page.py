@@ -174,6 +174,18 @@ def test_the_originals_bare_results_are_enough(tmp_path):
     assert "three answers" not in text
 
 
+def test_without_a_fine_tuned_model_two_arms_are_compared(tmp_path):
+    base, steered = graded(1), graded(2)
+    settings = results()["settings"] | {"finetuned_checkpoint": None}
+    arms = {"base_model": arm_result(base, (1,), 0), "base_with_steering": {"1.0": arm_result(steered, (1,), 0, base)}}
+    write(tmp_path / "results.json", results(finetuned_model=None, settings=settings, **arms))
+    text = Reader(page_of(tmp_path)).text
+    assert "The same problems, two answers" in text
+    assert "--finetuned_checkpoint None" in text
+    assert "gap recovered" not in text
+    assert "fine-tuned" not in text
+
+
 def test_several_results_stand_one_below_the_other(tmp_path):
     write(tmp_path / "b" / "results.json", results())
     write(tmp_path / "a" / "mine.json", results())

@@ -58,6 +58,12 @@ def written_texts(figure: Figure) -> list[str]:
 # --- what is drawn ---
 
 
+def test_without_a_fine_tuned_model_there_is_no_line_of_it():
+    figure = draw(Results(1, arm(30.0), None, {1.0: arm(45.0)}, {}, None), CHRISTMAS)
+    assert len(legend_texts(figure)) == 2
+    assert not any(text.startswith("Fine-tuned") for text in legend_texts(figure))
+
+
 def test_the_headline_figures_are_drawn_as_the_original_draws_them(headline):
     figure = draw(headline, CHRISTMAS)
     steered, base, finetuned = (line_named(figure, name) for name in ("Base + steering", "Base 3", "Fine-tuned"))

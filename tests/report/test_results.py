@@ -58,6 +58,16 @@ def test_additions_are_read(written):
     assert len(results.arms()) == 5
 
 
+def test_an_evaluation_without_a_fine_tuned_model_has_null_there(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(
+        '{"base_model": {"pass_at_1": 30}, "finetuned_model": null, "base_with_steering": {"1": {"pass_at_1": 45}}}'
+    )
+    results = load_results(path)
+    assert results.finetuned is None
+    assert results.arms() == [Arm(30.0), Arm(45.0)]
+
+
 @pytest.mark.parametrize(
     ("parts", "line"),
     [
