@@ -21,31 +21,31 @@ stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chos
 LEARNED_ALONE=(--base_model_name "$BASE" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" --weights 1 "${TEST[@]}")
 stage answers-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint None \
     --output_path "$RUN/learn-grpo/results.json" --reuse $OTHER_SEEDS
+# Base and fine-tuned model have answered here what later evaluations ask of them.
+ANSWERS=$RUN/results-learn-grpo.json
 
 TRAIN=(steerlift train --model_name "$BASE" --problems "$RUN/chosen" --resume --num_chains 8 --micro_batch_size "$ROWS"
     --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}"
     --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}")
 stage grpo "${TRAIN[@]}" --output_dir "$RUN/grpo" --num_train_iters "$STEPS"
 
-# Means over training problems of what each layer adds, over completion tokens.
+stage evaluate-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$FINETUNED" \
+    --output_path "$ANSWERS" --reuse "$RUN/learn-grpo/results.json"
+
+# Means over training problems of what each layer adds, over completion tokens; their weight is chosen on development problems.
 stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
     --method increments --output_path "$RUN/increments.safetensors" "${SAMPLING[@]}"
-
-stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
-    --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
-    "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
-
-EVALUATE=(steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 "${TEST[@]}" --output_path "$RUN/results.json")
-stage evaluate "${EVALUATE[@]}" --reuse "$RUN/learn-grpo/results.json" $OTHER_SEEDS
-stage evaluate-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$FINETUNED" \
-    --output_path "$RUN/results-learn-grpo.json" --reuse "$RUN/results.json" "$RUN/learn-grpo/results.json"
-
-# The weight of the increments is chosen on development problems.
 stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
     --output_dir "$RUN/weight-of-increments" --weight_range 0.2 0.8 "${WEIGHT[@]}"
 stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
     --steering_vectors_path "$RUN/weight-of-increments/best.safetensors" \
-    --output_path "$RUN/results-increments.json" --reuse "$RUN/results.json"
+    --output_path "$RUN/results-increments.json" --reuse "$ANSWERS"
+
+stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
+    --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
+    "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
+EVALUATE=(steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 "${TEST[@]}" --output_path "$RUN/results.json")
+stage evaluate "${EVALUATE[@]}" --reuse "$ANSWERS"
 stage evaluate-random "${EVALUATE[@]}" --random_control
 
 # Fine-tuning gone on with to as many steps as these vectors had, where it had fewer: what they have beyond it may be only that.
@@ -53,8 +53,8 @@ if [ "$LEARN_STEPS" -gt "$STEPS" ]; then
     mkdir -p "$RUN/longer"
     stage longer-start cp -R "$RUN/grpo/." "$RUN/longer"
     stage longer "${TRAIN[@]}" --output_dir "$RUN/longer" --num_train_iters "$LEARN_STEPS"
-    stage evaluate-longer steerlift evaluate "${LEARNED_ALONE[@]}" \
-        --finetuned_checkpoint "$RUN/longer/checkpoint_step_$LEARN_STEPS" --output_path "$RUN/results-longer.json" --reuse "$RUN/results-learn-grpo.json"
+    stage evaluate-longer steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$RUN/longer/checkpoint_step_$LEARN_STEPS" \
+        --output_path "$RUN/results-longer.json" --reuse "$ANSWERS"
 fi
 
 if [ "$SEED" != 0 ]; then

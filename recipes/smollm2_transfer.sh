@@ -6,7 +6,7 @@ set -euo pipefail
 ROOT=${RUNS:-runs}
 SUMS=$ROOT/smollm2-sums-0 HUNDREDS=$ROOT/smollm2-hundreds-0
 BASE=$ROOT/smollm2-base/checkpoint_step_0 HUNDREDS_BASE=$ROOT/smollm2-hundreds-base/checkpoint_step_0
-TUNED=$SUMS/grpo/checkpoint_step_8 HUNDREDS_TUNED=$HUNDREDS/grpo/checkpoint_step_40
+TUNED=$SUMS/grpo/checkpoint_step_8 HUNDREDS_TUNED=$HUNDREDS/grpo/checkpoint_step_32
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 source recipes/stages.sh
 
