@@ -38,6 +38,7 @@ ARMS = {
     "random_control": "random directions, norms of the learned ones",
 }
 _TRAININGS = ("grpo", "distill", "learn-grpo", "longer")
+_LEARNED = ("distill/vectors.safetensors", "learn-grpo/vectors.safetensors")
 DISTILLED = "learned by distillation"
 # The vectors of a search by the names of their files.
 _SEARCHED = {"vectors": "the vectors learned by distillation", "increments": "the increments"}
@@ -59,14 +60,19 @@ SCORES = (
 
 
 def keep(run: Path, target: Path) -> None:
-    """Copies the vectors and figures of a run and writes summary.json: all scores, sizes and seconds, no completions."""
+    """Copies the vectors and figures of a run and writes summary.json: all scores, sizes and seconds, no completions.
+
+    A run that is not at its end keeps what it has.
+    """
     target.mkdir(parents=True, exist_ok=True)
     evaluations = {path.stem: read_json(path) for path in sorted(run.glob("*.json")) if "base_model" in read_json(path)}
     search = run / "search"
     trainings = [name for name in _TRAININGS if (run / name / "eval_summary.json").exists()]
     scores = {name: _scores(results) for name, results in evaluations.items()}
     for name in [name for name in scores if name in BESIDE]:  # the same problems, and the same base and fine-tuned answers
-        scores["results"][BESIDE[name]] = scores.pop(name)[DISTILLED]
+        arms = scores.pop(name)
+        both = scores.setdefault("results", {model: arms[model] for model in ("base", "fine-tuned")})
+        both[BESIDE[name]] = arms[DISTILLED]
     if LONGER in scores:
         longer = scores.pop(LONGER)
         steps = evaluations[LONGER]["settings"]["finetuned_checkpoint"].rpartition("_")[2]
@@ -255,16 +261,15 @@ def _bytes(run: Path) -> dict[str, int]:
     weights = sorted(run.glob("grpo/checkpoint_step_*"))[-1].glob("model*.safetensors")
     return {
         "checkpoint": sum(path.stat().st_size for path in weights),
-        "vectors": (run / "distill/vectors.safetensors").stat().st_size,
+        "vectors": next(run / name for name in _LEARNED if (run / name).exists()).stat().st_size,
     }
 
 
 def _artefacts(run: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted([*run.glob("*.safetensors"), *run.glob("*.png"), *run.glob("*.info.json")]):
         yield path, path.name
-    for name in ("distill", "learn-grpo"):
-        if (run / name / "vectors.safetensors").exists():
-            yield run / name / "vectors.safetensors", f"{name}.safetensors"
+    for path in [run / name for name in _LEARNED if (run / name).exists()]:
+        yield path, f"{path.parent.name}.safetensors"
 
 
 def main(arguments: list[str]) -> None:
