@@ -5,6 +5,8 @@ The rooms that do the work are imported only once the options have been read, so
 
 import contextlib
 import io
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -220,9 +222,19 @@ def _run(config: object) -> None:
 
 
 def _guarded(action: Callable[[], None]) -> int:
-    """Runs the action; the user's own mistakes become one line and exit code 2, Ctrl-C exit code 130."""
+    """Runs the action; the user's own mistakes become one line and exit code 2, Ctrl-C exit code 130.
+
+    A reader that leaves, as `| head` does, is no mistake: exit code 141, as a shell has it.
+    """
     try:
-        action()
+        try:
+            action()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 141
     except SteerliftError as error:
         say(f"error: {error}", of_one_process=isinstance(error, _OF_ONE_PROCESS))
         return 2
@@ -230,3 +242,13 @@ def _guarded(action: Callable[[], None]) -> int:
         say("stopped")
         return 130
     return 0
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads our output any more; if so, what is left of it goes nowhere instead of failing again at exit."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # that the other end is closed is reported without being asked for
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

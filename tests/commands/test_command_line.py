@@ -261,3 +261,23 @@ def test_ctrl_c_ends_quietly(monkeypatch, capsys):
     monkeypatch.setattr("steerlift.report.plots.plot", interrupted)
     assert run_verb("plot") == 130
     assert capsys.readouterr() == ("", "stopped\n")
+
+
+@pytest.mark.parametrize("arguments", [("evaluate", "--help"), ("--help",)], ids=["while it is written", "at the end"])
+def test_a_reader_that_leaves_is_no_error(arguments):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "steerlift", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    with command:
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait()) == (b"", 141)
+
+
+def test_another_broken_pipe_is_a_bug_like_any_other(monkeypatch):
+    def gone(_):
+        raise BrokenPipeError("a process of ours is gone")
+
+    monkeypatch.setattr(sys, "argv", ["plotter.py", "--results_path", "r.json"])
+    monkeypatch.setattr("steerlift.report.plots.plot", gone)
+    with pytest.raises(BrokenPipeError, match="a process of ours"):
+        run_verb("plot")
