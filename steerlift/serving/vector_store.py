@@ -1,12 +1,15 @@
-"""The named steering vectors of a server. Their files are named by the digest of their content and stay until it ends.
+"""The named steering vectors of a server, in files named by the digest of their content.
 
-So a name can be given to other vectors, or taken back, while requests with the old ones are waiting or running.
+A name can be given to other vectors, or taken back, while requests with the old ones are waiting or running: what has no name
+any more stays for an hour at least, and makes room when the store is full: a training that uploads after every step fills it.
 """
 
 import functools
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from steerlift.steering.vectors import SteeringVectors
 
 MOST_BYTES = 2**30
 LARGEST_VALUE = 1e6
+# For how long a request may still want vectors whose name is gone.
+NAMELESS_SECONDS = 3600
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LAYER = re.compile(r"layer\.(0|[1-9][0-9]{0,5})")
@@ -65,9 +70,12 @@ class VectorStore:
         content = vectors.content()
         digest = hashlib.sha256(content).hexdigest()
         if not (self._folder / _file_name(digest)).exists():
-            stored = sum(file.stat().st_size for file in self._folder.iterdir())
+            stored = self._make_room(len(content))
             if stored + len(content) > MOST_BYTES:
-                raise InputError(f"vectors {name}: the server already holds {stored} bytes of vectors; restart it to drop them")
+                raise InputError(
+                    f"vectors {name}: the server already holds {stored} bytes of vectors, expected at most {MOST_BYTES} with "
+                    "these; delete some, which makes room after an hour, or restart it"
+                )
             write_private(self._folder / _file_name(digest), content)
         self._remember({**self._digests, name: digest})
         return digest
@@ -78,8 +86,23 @@ class VectorStore:
         self._remember({known: digest for known, digest in self._digests.items() if known != name})
 
     def _remember(self, digests: dict[str, str]) -> None:
+        for digest in set(self._digests.values()) - set(digests.values()):
+            os.utime(self._folder / _file_name(digest))  # without a name from now on
         write_private(self._folder / _NAMES, json.dumps(digests).encode())
         self._digests = digests
+
+    def _make_room(self, needed: int) -> int:
+        """Drops files that have had no name for an hour, longest first, until `needed` bytes fit. Returns the bytes left."""
+        named = {_file_name(digest) for digest in self._digests.values()}
+        status = {file: file.stat() for file in self._folder.glob("*.safetensors")}
+        stored = sum(found.st_size for found in status.values())
+        for file in sorted(status.keys(), key=lambda file: status[file].st_mtime):
+            if stored + needed <= MOST_BYTES or time.time() - status[file].st_mtime < NAMELESS_SECONDS:
+                break
+            if file.name not in named:
+                file.unlink()
+                stored -= status[file].st_size
+        return stored
 
 
 def parse_vectors(content: bytes) -> SteeringVectors:

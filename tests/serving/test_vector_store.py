@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +77,37 @@ def test_a_full_store_says_so(store, monkeypatch):
     with pytest.raises(InputError, match="the server already holds"):
         store.put("b", vectors(2.0), CONFIG, "m")
     assert list(store.names()) == ["a"]
+
+
+def test_what_has_had_no_name_for_an_hour_makes_room_when_the_store_is_full(store, tmp_path, monkeypatch):
+    def left_an_hour_ago(digest):
+        path = tmp_path / VECTORS / f"{digest}.safetensors"
+        os.utime(path, (time.time() - vector_store.NAMELESS_SECONDS - 1,) * 2)
+
+    size = len(vectors().content())
+    monkeypatch.setattr(vector_store, "MOST_BYTES", 4 * size)
+    kept, *steps = [store.put(name, vectors(value), CONFIG, "m") for name, value in (("kept", 9.0), ("now", 1.0), ("now", 2.0))]
+    latest = store.put("now", vectors(3.0), CONFIG, "m")
+    left_an_hour_ago(kept)
+    with pytest.raises(InputError, match=f"already holds {4 * size} bytes of vectors, expected at most {4 * size}"):
+        store.put("now", vectors(4.0), CONFIG, "m")
+
+    left_an_hour_ago(steps[1])
+    newest = store.put("now", vectors(4.0), CONFIG, "m")
+
+    files = {path.stem for path in (tmp_path / VECTORS).glob("*.safetensors")}
+    assert files == {kept, steps[0], latest, newest}
+
+
+def test_an_hour_without_a_name_begins_when_the_name_goes(store, tmp_path, monkeypatch):
+    size = len(vectors().content())
+    monkeypatch.setattr(vector_store, "MOST_BYTES", size)
+    digest = store.put("long", vectors(1.0), CONFIG, "m")
+    os.utime(tmp_path / VECTORS / f"{digest}.safetensors", (0, 0))
+    store.forget("long")
+    with pytest.raises(InputError, match="already holds"):
+        store.put("next", vectors(2.0), CONFIG, "m")
+    assert read_vectors(tmp_path, digest).hidden_size == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
