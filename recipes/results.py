@@ -1,6 +1,7 @@
 """Keeps what is small of finished recipes under results/, and writes their tables into docs/results.md.
 
     python recipes/results.py keep runs/smollm2-sums-0 runs/smollm2-sums-1      # copies summaries, vectors, figures
+    python recipes/results.py add runs/smollm2-sums-0/temperature-0.json        # one evaluation to a run that is kept already
     python recipes/results.py tables                                            # rewrites docs/results.md between its marks
 
 A test compares the tables in the docs with those made of results/.
@@ -90,11 +91,22 @@ def keep(run: Path, target: Path) -> None:
         "bytes": _bytes(run),
         "provenance": next(iter(evaluations.values()))["provenance"] if evaluations else None,
     }
-    with replacing(target / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _write_summary(target, summary)
     for source, name in _artefacts(run):
         with replacing(target / name) as temporary:
             shutil.copyfile(source, temporary)
+
+
+def add(evaluation: Path, target: Path) -> None:
+    """Adds the scores of one results file to the summary in `target`; the run's other files need not be there any more."""
+    summary = read_json(target / "summary.json")
+    summary["evaluations"][evaluation.stem] = _scores(read_json(evaluation))
+    _write_summary(target, summary)
+
+
+def _write_summary(target: Path, summary: dict[str, Any]) -> None:
+    with replacing(target / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {target}")
 
 
@@ -106,6 +118,7 @@ def tables(results: Path) -> str:
         model, task, seed = name.rsplit("-", 2)
         if "results" in summary["evaluations"]:
             by_task[model, task][seed] = summary
+    by_task = {(model, task): by_task[model, task] for model in MODELS for task in TASKS if (model, task) in by_task}
     parts = [_overview(by_task)]
     for (model, task), seeds in by_task.items():
         first = f"{model}-{task}-{next(iter(seeds))}"
@@ -273,10 +286,13 @@ def _artefacts(run: Path) -> Iterator[tuple[Path, str]]:
 
 
 def main(arguments: list[str]) -> None:
-    """`keep RUN ...` or `tables`."""
+    """`keep RUN ...`, `add RESULTS ...` or `tables`."""
     if arguments[:1] == ["keep"] and len(arguments) > 1:
         for run in map(Path, arguments[1:]):
             keep(run, RESULTS / run.name)
+    elif arguments[:1] == ["add"] and len(arguments) > 1:
+        for evaluation in map(Path, arguments[1:]):
+            add(evaluation, RESULTS / evaluation.parent.name)
     elif arguments == ["tables"]:
         before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
@@ -284,7 +300,7 @@ def main(arguments: list[str]) -> None:
             temporary.write_text(f"{before}{BEGIN}\n\n{tables(RESULTS)}\n\n{END}{after}", encoding="utf-8")
         print(f"wrote {DOCS}")
     else:
-        raise SystemExit("usage: python recipes/results.py keep RUN ... | tables")
+        raise SystemExit("usage: python recipes/results.py keep RUN ... | add RESULTS ... | tables")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,19 @@ def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
     assert results.tables(copy) != results.tables(results.RESULTS)
 
 
+def test_an_evaluation_that_is_added_is_one_more_row(recipe, tmp_path):
+    results = recipe("results")
+    copy = shutil.copytree(results.RESULTS, tmp_path / "results")
+    before = results.tables(copy)
+    arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0], "format_rate": 90.0}
+    steered = {"1.0": {**arm, "gap_recovered": None}}
+    added = tmp_path / "on-the-moon.json"
+    added.write_text(json.dumps({"base_model": arm, "finetuned_model": arm, "base_with_steering": steered}))
+    results.add(added, copy / "smollm2-sums-0")
+    rows = set(results.tables(copy).splitlines()) - set(before.splitlines())
+    assert rows == {"| on the moon | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |  |"}
+
+
 def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(recipe):
     files = [path for path in recipe("results").RESULTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
@@ -39,5 +52,5 @@ def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(
 
 
 def test_a_command_that_is_none_says_what_there_is(recipe):
-    with pytest.raises(SystemExit, match=r"keep RUN \.\.\. \| tables"):
+    with pytest.raises(SystemExit, match=r"keep RUN \.\.\. \| add RESULTS \.\.\. \| tables"):
         recipe("results").main(["publish"])
