@@ -26,5 +26,7 @@ for model in "$BASE" "$TUNED"; do
 done
 transfer "$SUMS" weights-of-8-bits "$BASE-8bit" "$TUNED-8bit" "$SUMS" sums --temperature 1
 transfer "$SUMS" vectors-of-hundreds "$BASE" "$TUNED" "$HUNDREDS" sums --temperature 1 --reuse "$SUMS/results.json"
+transfer "$HUNDREDS" temperature-0 "$HUNDREDS_BASE" "$HUNDREDS_TUNED" "$HUNDREDS" hundreds --temperature 0 --num_completions_eval 1 \
+    --eval-size 200 --max_completion_length 112
 transfer "$HUNDREDS" vectors-of-sums "$HUNDREDS_BASE" "$HUNDREDS_TUNED" "$SUMS" hundreds --temperature 1 --max_completion_length 112 \
     --reuse "$HUNDREDS/results.json"
