@@ -207,10 +207,11 @@ def _score(arm: dict[str, Any]) -> str:
 
 
 def _gap(arm: dict[str, Any]) -> str:
-    if arm.get("gap_recovered") is None:
+    # A share without an interval is one of a gap that may be none.
+    if arm.get("gap_recovered") is None or not arm["gap_recovered_ci95"]:
         return ""
-    interval = arm["gap_recovered_ci95"]
-    return f"{arm['gap_recovered']:.0f}" + (f" ({interval[0]:.0f} to {interval[1]:.0f})" if interval else "")
+    low, high = arm["gap_recovered_ci95"]
+    return f"{arm['gap_recovered']:.0f} ({low:.0f} to {high:.0f})"
 
 
 def _rule(head: str) -> str:

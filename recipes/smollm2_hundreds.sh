@@ -3,7 +3,7 @@
 #
 #     bash recipes/smollm2_hundreds.sh 0        # the seed of all but the base model and the problems
 #
-# Run as far as GRPO. About 4 hours of one CPU core.
+# Run with seed 0. About 4 hours of one CPU core.
 set -euo pipefail
 SEED=$1 LENGTH=112 STEPS=32
 # An answer takes twice as long as those of the two-digit sums: half of the test problems and of the trials, three quarters of the

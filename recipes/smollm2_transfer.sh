@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# Not run to the end yet.
 # What becomes of the learned vectors of smollm2_sums.sh 0 and smollm2_hundreds.sh 0 elsewhere: on the other task, at other
 # temperatures, with a longer limit, on weights of 8 bits. 100 test problems x 4 each; about half an hour of one CPU core.
 set -euo pipefail
