@@ -118,7 +118,8 @@ def tables(results: Path) -> str:
         model, task, seed = name.rsplit("-", 2)
         if "results" in summary["evaluations"]:
             by_task[model, task][seed] = summary
-    by_task = {(model, task): by_task[model, task] for model in MODELS for task in TASKS if (model, task) in by_task}
+    models, tasks = list(MODELS), list(TASKS)
+    by_task = dict(sorted(by_task.items(), key=lambda item: (models.index(item[0][0]), tasks.index(item[0][1]))))
     parts = [_overview(by_task)]
     for (model, task), seeds in by_task.items():
         first = f"{model}-{task}-{next(iter(seeds))}"

@@ -230,7 +230,7 @@ def _guarded(action: Callable[[], None]) -> int:
         try:
             action()
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)  # unlike sys.stdout.flush(), nothing where there is no stdout
     except BrokenPipeError:
         if not _reader_left():
             raise

@@ -96,7 +96,7 @@ class VectorStore:
         named = {_file_name(digest) for digest in self._digests.values()}
         status = {file: file.stat() for file in self._folder.glob("*.safetensors")}
         stored = sum(found.st_size for found in status.values())
-        for file in sorted(status.keys(), key=lambda file: status[file].st_mtime):
+        for file in sorted(status, key=lambda file: status[file].st_mtime):
             if stored + needed <= MOST_BYTES or time.time() - status[file].st_mtime < NAMELESS_SECONDS:
                 break
             if file.name not in named:

@@ -273,6 +273,13 @@ def test_a_reader_that_leaves_is_no_error(arguments):
         assert (command.stderr.read(), command.wait()) == (b"", 141)
 
 
+def test_a_command_without_a_stdout_ends_as_ever(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plotter.py", "--results_path", "r.json"])
+    monkeypatch.setattr("steerlift.report.plots.plot", lambda _: "plot.png")
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the descriptor is closed
+    assert run_verb("plot") == 0
+
+
 def test_another_broken_pipe_is_a_bug_like_any_other(monkeypatch):
     def gone(_):
         raise BrokenPipeError("a process of ours is gone")
