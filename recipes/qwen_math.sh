@@ -12,8 +12,9 @@ BASE=${QWEN:-Qwen/Qwen2.5-Coder-0.5B-Instruct}
 PROBLEMS=$ROOT/problems/math
 source recipes/stages.sh
 
-# The same two worked examples for every seed and every command: choose keeps them beside the problems.
-stage problems steerlift choose --num_completions 0 --problems math --levels 1 2 --few_shot 2 --train_size 10000 --seed 0 \
-    --output_dir "$PROBLEMS"
+# The same two worked examples for every seed and every command: choose keeps them beside the problems. MATH's test problems have
+# 133 of these levels; 67 of its training problems, which nothing is trained on then, join them.
+stage problems steerlift choose --num_completions 0 --problems math --levels 1 2 --test_size 200 --few_shot 2 --train_size 10000 \
+    --seed 0 --output_dir "$PROBLEMS"
 
 source recipes/qwen_row.sh

@@ -17,6 +17,7 @@ from steerlift.evaluation.samplers import LocalModels
 from steerlift.problems.files import SUFFIXES, write_problems
 from steerlift.problems.load import Split, load_problems, load_worked_examples, problems_place
 from steerlift.problems.prompt import few_shot_note, worked_example
+from steerlift.problems.splits import carve, sample
 from steerlift.records.errors import InputError
 from steerlift.records.progress import say
 from steerlift.records.provenance import provenance
@@ -51,9 +52,10 @@ def choose(config: ChooseConfig) -> Chosen:
     train.jsonl holds the training problems of the levels and subjects asked for that were answered and whose share of right
     completions (strict: right, and in the format) is within `success`, both ends included; in the order they were answered.
     dev.jsonl and test.jsonl hold all of those splits of these levels and subjects: they are never chosen by success, so a
-    score on them is one on problems of every difficulty. examples.jsonl holds the worked examples, if there are any: they
-    are in no other file, and `load_worked_examples` takes them from there, whatever the seed. choose.json tells how it was
-    done, with every answered problem's success rate.
+    score on them is one on problems of every difficulty. Where the test split has fewer than `test_size` of them, training
+    problems join it: the same for every seed, and neither they nor near copies of them are left to train on.
+    examples.jsonl holds the worked examples, if there are any: they are in no other file, and `load_worked_examples` takes
+    them from there, whatever the seed. choose.json tells how it was done, with every answered problem's success rate.
 
     With 0 completions the model is asked nothing: train.jsonl holds `train_size` training problems, solved or not.
 
@@ -146,7 +148,17 @@ def _filtered(config: ChooseConfig, few_shot: Sequence[Problem]) -> dict[str, li
         return fitting
 
     # Worked examples are training problems, so never test problems.
-    return {"train": load("train", few_shot), "dev": load("dev", few_shot), "test": load("test", ())}
+    train, dev, test = load("train", few_shot), load("dev", few_shot), load("test", ())
+    missing = (config.test_size or 0) - len(test)
+    if missing > 0:
+        joining, rest = carve(train, missing)
+        if not rest:
+            raise InputError(
+                f"--test_size {config.test_size}: got {len(test)} test and {len(joining)} training problems of these "
+                "levels and subjects; expected some left to train on; ask for fewer"
+            )
+        train, test = sample(rest, None, config.seed), [*test, *joining]
+    return {"train": train, "dev": dev, "test": test}
 
 
 def _none_left(config: ChooseConfig, split: str, problems: Sequence[Problem]) -> InputError:

@@ -28,6 +28,8 @@ class ChooseConfig:
     """Only problems of these subjects; default: all."""
     train_size: int = 1000
     """Training problems to answer; fewer if there are fewer."""
+    test_size: int | None = None
+    """Test problems to write at least: training problems join the test split where it has fewer; default: that split alone."""
     success: tuple[float, float] = (0.1, 0.9)
     """Choose those of whose completions at least and at most these shares are right."""
     num_completions: int = 8
@@ -50,7 +52,7 @@ class ChooseConfig:
     """Start over, also where completions of other settings stand in the output folder."""
 
     def __post_init__(self) -> None:
-        for name in ("train_size", "max_completion_length", "batch_rows"):
+        for name in ("train_size", "test_size", "max_completion_length", "batch_rows"):
             check_number(name, getattr(self, name), least=1)
         for name in ("num_completions", "temperature", "few_shot"):
             check_number(name, getattr(self, name), least=0)

@@ -135,6 +135,34 @@ def test_levels_and_subjects_are_those_of_all_three_splits(config, changes, kept
     assert chosen.counts["answered"] == 5
 
 
+def test_training_problems_join_a_test_split_that_is_too_small_the_same_for_every_seed(config):
+    config = replace(config, num_completions=0)
+    source = {split: set(texts(load_problems(config.problems, split))) for split in SPLITS}
+
+    def splits(**changes):
+        choose(replace(config, **changes))
+        return {split: texts(read_problems(config.output_dir / f"{split}.jsonl")) for split in SPLITS}
+
+    assert set(splits(test_size=8)["test"]) == source["test"]
+    enlarged = splits(test_size=13)
+    joined = set(enlarged["test"]) - source["test"]
+    assert len(enlarged["test"]) == 13
+    assert joined < source["train"]
+    assert set(enlarged["train"]) == source["train"] - joined
+    assert set(enlarged["dev"]) == source["dev"]
+    other_seed = splits(test_size=13, seed=6)
+    assert set(other_seed["test"]) == set(enlarged["test"])
+    assert other_seed["train"] != enlarged["train"]
+    assert sorted(other_seed["train"]) == sorted(enlarged["train"])
+
+
+@pytest.mark.usefixtures("no_sampling")
+def test_a_test_split_that_would_leave_nothing_to_train_on_is_refused(config):
+    with pytest.raises(InputError, match=r"--test_size 32: got 8 test and 24 training problems .* ask for fewer"):
+        choose(replace(config, test_size=32))
+    assert not config.output_dir.exists()
+
+
 @pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize(
     ("changes", "named"),
@@ -303,6 +331,7 @@ def test_problems_without_an_id_of_their_own_go_by_their_text(config, tmp_path):
         ({"success": (0.1, float("nan"))}, "--success nan"),
         ({"num_completions": -1}, "--num_completions -1: expected at least 0"),
         ({"train_size": 0}, "--train_size 0: expected at least 1"),
+        ({"test_size": 0}, "--test_size 0: expected at least 1"),
         ({"temperature": -0.5}, "--temperature -0.5: expected at least 0"),
         ({"few_shot": -1}, "--few_shot -1: expected at least 0"),
         ({"batch_rows": 0}, "--batch_rows 0: expected at least 1"),
