@@ -12,25 +12,19 @@ OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || t
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \
     --train_size "$ANSWERED" --num_completions 4 --success 0.25 0.75 "${SAMPLING[@]}"
 
-# Vectors learned without the fine-tuned model, and their answers: ONLY="learn-grpo answers-learn-grpo" runs these two beside its training.
-# On test problems the base is asked once for all seeds, with the same random numbers. Vectors are added once, and nothing is chosen.
+# The models' answers to the test problems, which every evaluation of vectors takes over: ONLY=answers-base runs the base's beside the
+# training. The base is asked once for all seeds, with the same random numbers.
 TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
-stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
-    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 \
-    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
-LEARNED_ALONE=(--base_model_name "$BASE" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" --weights 1 "${TEST[@]}")
-stage answers-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint None \
-    --output_path "$RUN/learn-grpo/results.json" --reuse $OTHER_SEEDS
-# Base and fine-tuned model have answered here what later evaluations ask of them.
-ANSWERS=$RUN/results-learn-grpo.json
+ALONE=(--base_model_name "$BASE" --steering_vectors_path None "${TEST[@]}")
+stage answers-base steerlift evaluate "${ALONE[@]}" --finetuned_checkpoint None --output_path "$RUN/base/answers.json" --reuse $OTHER_SEEDS
 
 TRAIN=(steerlift train --model_name "$BASE" --problems "$RUN/chosen" --resume --num_chains 8 --micro_batch_size "$ROWS"
     --max_grad_norm 1 --weight_decay 0 "${GRPO[@]}"
     --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}")
 stage grpo "${TRAIN[@]}" --output_dir "$RUN/grpo" --num_train_iters "$STEPS"
 
-stage evaluate-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$FINETUNED" \
-    --output_path "$ANSWERS" --reuse "$RUN/learn-grpo/results.json"
+ANSWERS=$RUN/answers.json
+stage answers steerlift evaluate "${ALONE[@]}" --finetuned_checkpoint "$FINETUNED" --output_path "$ANSWERS" --reuse "$RUN/base/answers.json"
 
 # Means over training problems of what each layer adds, over completion tokens; their weight is chosen on development problems.
 stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
@@ -48,13 +42,21 @@ EVALUATE=(steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" -
 stage evaluate "${EVALUATE[@]}" --reuse "$ANSWERS"
 stage evaluate-random "${EVALUATE[@]}" --random_control
 
+# Vectors learned without the fine-tuned model: ONLY=learn-grpo runs beside its training. They are added once, and nothing is chosen.
+stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
+    --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 \
+    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+LEARNED_ALONE=(--base_model_name "$BASE" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" --weights 1 "${TEST[@]}")
+stage evaluate-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$FINETUNED" \
+    --output_path "$RUN/results-learn-grpo.json" --reuse "$ANSWERS"
+
 # Fine-tuning gone on with to as many steps as these vectors had, where it had fewer: what they have beyond it may be only that.
 if [ "$LEARN_STEPS" -gt "$STEPS" ]; then
     mkdir -p "$RUN/longer"
     stage longer-start cp -R "$RUN/grpo/." "$RUN/longer"
     stage longer "${TRAIN[@]}" --output_dir "$RUN/longer" --num_train_iters "$LEARN_STEPS"
     stage evaluate-longer steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$RUN/longer/checkpoint_step_$LEARN_STEPS" \
-        --output_path "$RUN/results-longer.json" --reuse "$ANSWERS"
+        --output_path "$RUN/results-longer.json" --reuse "$RUN/results-learn-grpo.json"
 fi
 
 if [ "$SEED" != 0 ]; then

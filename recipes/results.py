@@ -50,6 +50,8 @@ BESIDE = {
     "results-increments-once": "increments of the completion mean, weight 1",
     "results-learn-grpo": "learned by GRPO alone",
 }
+# An evaluation of the two models before there were vectors.
+ANSWERS = "answers"
 # An evaluation of the same vectors beside a fine-tuned model that had as many steps as they: an arm, and a share of its gain.
 LONGER = "results-longer"
 # What the first table tells of every row.
@@ -70,6 +72,9 @@ def keep(run: Path, target: Path) -> None:
     search = run / "search"
     trainings = [name for name in _TRAININGS if (run / name / "eval_summary.json").exists()]
     scores = {name: _scores(results) for name, results in evaluations.items()}
+    if ANSWERS in scores:
+        models = scores.pop(ANSWERS)
+        scores.setdefault("results", models)
     for name in [name for name in scores if name in BESIDE]:  # the same problems, and the same base and fine-tuned answers
         arms = scores.pop(name)
         both = scores.setdefault("results", {model: arms[model] for model in ("base", "fine-tuned")})

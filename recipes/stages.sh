@@ -1,6 +1,6 @@
 # Sourced by the recipes: `stage NAME COMMAND...` runs a command once and notes its seconds (wall, user, system) in $RUN/stages.
 # A recipe that was stopped goes on where it was: finished stages are passed over, and every verb keeps its own half-done work.
-# ONLY="learn-grpo evaluate-learn-grpo" runs just these stages, for instance beside others of the same run on another core.
+# ONLY="answers-base learn-grpo" runs just these stages, for instance beside others of the same run on another core.
 stage() {
     local name=$1 seconds
     shift

@@ -47,7 +47,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     with stages.timed("GRPO"):
         finetuned = _copy(train(_train_config(config, base)), folder / "finetuned")
     with stages.timed("extract vectors"):
-        vectors = extract(_extract_config(config, base, finetuned))
+        extraction = _extract_config(config, base, finetuned)
+        vectors = extract(extraction)
     with stages.timed("learn vectors"):
         learned = learned_path(_learn_config(config, base, finetuned).output_dir)
         learn(_learn_config(config, base, finetuned))
@@ -69,7 +70,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         [
             folder / "base",
             folder / "finetuned",
-            evaluation.steering_vectors_path,
+            extraction.output_path,
             learned,
             evaluation.output_path,
             completions_path(evaluation.output_path),

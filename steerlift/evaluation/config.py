@@ -18,8 +18,8 @@ class EvaluateConfig:
     """Base model: hub id or folder."""
     finetuned_checkpoint: str | None = "final_run/checkpoint_step_250"
     """Fine-tuned model: hub id or folder; None: compare with the base alone, as for vectors learned without such a model."""
-    steering_vectors_path: Path = Path("steering_vectors.json")
-    """Vectors of `steerlift extract` (.safetensors or .json)."""
+    steering_vectors_path: Path | None = Path("steering_vectors.json")
+    """Vectors of `steerlift extract` (.safetensors or .json); None: the models alone, for instance before there are vectors."""
     output_path: Path = Path("steering_eval_results.json")
     """Results; every completion goes beside it, to <name>.completions.jsonl, from which a killed run goes on."""
     eval_size: int = 20
@@ -80,6 +80,8 @@ class EvaluateConfig:
             raise InputError(f"--weights {' '.join(map(str, self.weights))}: expected at least one weight, each once")
         for weight in self.weights:
             check_number("weights", weight)
+        if self.steering_vectors_path is None:
+            self._check_nothing_is_steered()
         if (self.controls or self.other_vectors) and not self.dev_size and len(self.weights) > 1:
             raise InputError("--controls are run at one weight: choose it with --dev_size, or give one with --weights")
         if len(set(self.controls)) < len(self.controls):
@@ -88,3 +90,8 @@ class EvaluateConfig:
             raise InputError(f"--finetuned_servers {self.finetuned_servers}: name their model with --finetuned_checkpoint")
         if self.dev_size and self.split == "dev":
             raise InputError("--dev_size with --split dev would choose and report on the same problems; use --split test")
+
+    def _check_nothing_is_steered(self) -> None:
+        for name in ("controls", "other_vectors", "random_control", "dev_size"):
+            if getattr(self, name):
+                raise InputError(f"--{name} is about steered arms: name vectors with --steering_vectors_path, or leave it out")

@@ -1,7 +1,7 @@
 """`steerlift evaluate`: base, fine-tuned and steered arms on the same problems, the weight chosen on development problems."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not in the completions file yet and writes the results. Returns the content of the results file."""
     if config.finetuned_checkpoint is not None:
         check_same_architecture(config.base_model_name, config.finetuned_checkpoint)
-    vectors = SteeringVectors.load(config.steering_vectors_path)
-    check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
+    vectors = None if config.steering_vectors_path is None else SteeringVectors.load(config.steering_vectors_path)
+    if vectors is not None:
+        check_fit(load_config(config.base_model_name), vectors, config.base_model_name)
+    metadata = {} if vectors is None else vectors.metadata
     others = other_vectors(config)
     test = load_problems(config.problems, config.split, config.eval_size, config.seed, config.data_dir)
     dev = load_problems(config.problems, "dev", config.dev_size, config.seed, config.data_dir) if config.dev_size else []
     few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
-    check_unseen(vectors.metadata, test, str(config.steering_vectors_path))
-    separated = separation(vectors.metadata, test, dev)
+    check_unseen(metadata, test, str(config.steering_vectors_path))
+    separated = separation(metadata, test, dev)
     settings = _settings(config, vectors, [*test, *dev], few_shot)
     reused = reusable_answers(settings, config.reuse, {config.split: test, "dev": dev})
     book = Gradebook.open(completions_path(config.output_path), settings, config.overwrite)
@@ -72,12 +74,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results["separation"] = separated
     results["settings"] = {name: value for name, value in asdict(config).items() if name != "overwrite"} | {
         "output_path": str(config.output_path),
-        "steering_vectors_path": str(config.steering_vectors_path),
+        "steering_vectors_path": None if vectors is None else str(config.steering_vectors_path),
         "other_vectors": [str(path) for path in config.other_vectors],
         "reuse": [str(path) for path in config.reuse],
     }
     # The problems that the vectors have seen stand under `separation`.
-    results["vectors"] = {name: value for name, value in vectors.metadata.items() if name != SEEN}
+    results["vectors"] = {name: value for name, value in metadata.items() if name != SEEN}
     results["completions_file"] = book.journal.path.name
     results["provenance"] = provenance(model=config.base_model_name, seed=config.seed, device=str(choose_device(config.device)))
     write_json(config.output_path, results)
@@ -88,7 +90,7 @@ def _answer(
     config: EvaluateConfig,
     book: Gradebook,
     models: Samplers,
-    vectors: SteeringVectors,
+    vectors: SteeringVectors | None,
     others: Mapping[Path, SteeringVectors],
     test: Sequence[Problem],
     dev: Sequence[Problem],
@@ -97,6 +99,27 @@ def _answer(
     """Has every arm answer what it has not answered yet."""
     options = SamplingOptions(config.temperature, config.max_completion_length)
     run = partial(run_arms, book, count=config.num_completions_eval, options=options, seed=config.seed, few_shot=few_shot)
+    if vectors is None:
+        answered = _Answered([], [], [], None)
+        run(models.sampler(config.base_model_name), [Arm(BASE)], config.split, test)
+    else:
+        answered = _answer_steered(config, book, run, models, vectors, others, test, dev)
+    if config.finetuned_checkpoint is not None:
+        run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
+    return answered
+
+
+def _answer_steered(
+    config: EvaluateConfig,
+    book: Gradebook,
+    run: Callable[..., None],
+    models: Samplers,
+    vectors: SteeringVectors,
+    others: Mapping[Path, SteeringVectors],
+    test: Sequence[Problem],
+    dev: Sequence[Problem],
+) -> _Answered:
+    """The base with the vectors, beside it alone, and the controls; `run` is `run_arms` with the options of this evaluation."""
     steered = [Arm(f"{STEERED}:{weight}", weight) for weight in config.weights]
     base_with_vectors = models.sampler(config.base_model_name, vectors)
     chosen = None
@@ -113,12 +136,10 @@ def _answer(
     run(models.sampler(config.base_model_name, vectors.random_like(config.seed)), random, config.split, test)
     controls = control_arms(config, vectors, others, config.weights[0] if chosen is None else chosen)
     for control in controls:
-        temperature = options.temperature if control.temperature is None else control.temperature
+        temperature = config.temperature if control.temperature is None else control.temperature
+        options = SamplingOptions(temperature, config.max_completion_length)
         sampler = models.sampler(config.base_model_name, control.vectors)
-        asked = control.problems(test)
-        run(sampler, [control.arm], config.split, asked, options=replace(options, temperature=temperature))
-    if config.finetuned_checkpoint is not None:
-        run(models.sampler(config.finetuned_checkpoint), [Arm(FINETUNED)], config.split, test)
+        run(sampler, [control.arm], config.split, control.problems(test), options=options)
     return _Answered(steered, random, controls, chosen)
 
 
@@ -145,7 +166,7 @@ def _results(config: EvaluateConfig, book: Gradebook, answered: _Answered, count
         results["controls"] = {
             c.arm.name: {"about": c.about, "weight": c.arm.weight, **compared(c.arm)} for c in answered.controls
         }
-    results["groups"] = _groups(config, book, answered.chosen, count)
+    results["groups"] = _groups(config, book, answered, count)
     if answered.chosen is not None:
         results["chosen"] = {
             "weight": str(answered.chosen),
@@ -155,11 +176,11 @@ def _results(config: EvaluateConfig, book: Gradebook, answered: _Answered, count
     return results
 
 
-def _groups(config: EvaluateConfig, book: Gradebook, chosen: float | None, count: int) -> dict[str, Any]:
+def _groups(config: EvaluateConfig, book: Gradebook, answered: _Answered, count: int) -> dict[str, Any]:
     arms = {"base": BASE}
     if config.finetuned_checkpoint is not None:
         arms["finetuned"] = FINETUNED
-    weight = config.weights[0] if len(config.weights) == 1 else chosen
+    weight = answered.steered[0].weight if len(answered.steered) == 1 else answered.chosen
     if weight is not None:
         arms["steered"] = f"{STEERED}:{weight}"
     return groups({name: book.graded(config.split, arm, count) for name, arm in arms.items()}, config.pass_at_k[0])
@@ -172,14 +193,14 @@ def _dev_scores(config: EvaluateConfig, book: Gradebook, steered: list[Arm], cou
 
 
 def _settings(
-    config: EvaluateConfig, vectors: SteeringVectors, problems: list[Problem], few_shot: list[Problem]
+    config: EvaluateConfig, vectors: SteeringVectors | None, problems: list[Problem], few_shot: list[Problem]
 ) -> dict[str, Any]:
     """What completions depend on: two runs with the same settings share a completions file, so weights can be added later."""
     device = choose_device(config.device)
     return {
         "base_model": identity(config.base_model_name),
         "finetuned_model": None if config.finetuned_checkpoint is None else identity(config.finetuned_checkpoint),
-        "vectors": vectors_identity(vectors),
+        "vectors": None if vectors is None else vectors_identity(vectors),
         "problems": digest(f"{problem.problem}\0{problem.answer}" for problem in problems),
         "few_shot": digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),
         "completions": config.num_completions_eval,

@@ -78,6 +78,7 @@ def render(run: RunFolder, config: ReportConfig, verbs: Mapping[str, type[Any]])
     )
     return environment.get_template("page.html.jinja").render(
         results=[_results_view(part, run, config) for part in run.results],
+        models=[_models_view(part, run) for part in run.models],
         trainings=[_training_view(part, run, config) for part in run.trainings],
         searches=[_search_view(part, run) for part in run.searches],
         vectors=[_vectors_view(part, run, "Vectors") for part in run.vectors],
@@ -122,7 +123,13 @@ def _results_view(part: Part, run: RunFolder, config: ReportConfig) -> dict[str,
     }
 
 
-def _score_tables(content: Mapping[str, Any], marked: str, weight: str) -> list[Table]:
+def _models_view(part: Part, run: RunFolder) -> dict[str, Any]:
+    """An evaluation without vectors: what the fine-tuning brought, or the base alone."""
+    content = part.content
+    return {"name": _name(part, run), "tables": [*_score_tables(content), *group_tables(content.get("groups", {}))]}
+
+
+def _score_tables(content: Mapping[str, Any], marked: str = "", weight: str = "") -> list[Table]:
     """All arms, and the development scores that the weight was chosen by where it was."""
     arms = {"base": content["base_model"]}
     if content["finetuned_model"] is not None:

@@ -43,6 +43,7 @@ class RunFolder:
 
     folder: Path
     results: list[Part] = field(default_factory=list)
+    models: list[Part] = field(default_factory=list)
     searches: list[Part] = field(default_factory=list)
     vectors: list[Part] = field(default_factory=list)
     inspections: list[Part] = field(default_factory=list)
@@ -50,7 +51,7 @@ class RunFolder:
 
     def parts(self) -> list[Part]:
         """All of them, in the order of the pipeline."""
-        return [*self.trainings, *self.vectors, *self.inspections, *self.searches, *self.results]
+        return [*self.trainings, *self.vectors, *self.inspections, *self.searches, *self.models, *self.results]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def gather(folder: Path) -> RunFolder:
 
 def _kind(run: RunFolder, path: Path, content: dict[str, Any]) -> list[Part] | None:
     if "base_with_steering" in content:
-        return run.results
+        return run.results if content["base_with_steering"] else run.models
     layers = content.get("layers")
     if isinstance(layers, list) and all(isinstance(row, dict) and "layer" in row for row in layers):
         return run.inspections if "cosines" in content else run.vectors

@@ -62,6 +62,36 @@ def test_without_a_fine_tuned_model_the_base_is_all_that_is_compared_with(config
     assert load_results(alone.output_path).finetuned is None
 
 
+@pytest.mark.parametrize("finetuned", [True, False])
+def test_models_can_be_evaluated_before_there_are_vectors(config, tmp_path, capsys, finetuned):
+    whole = evaluate(config)
+    model = config.finetuned_checkpoint if finetuned else None
+    results = evaluate(
+        replace(config, steering_vectors_path=None, finetuned_checkpoint=model, output_path=tmp_path / "models" / "r.json")
+    )
+    assert results["base_with_steering"] == {}
+    assert results["settings"]["steering_vectors_path"] is None
+    assert results["base_model"] == whole["base_model"]
+    assert results["finetuned_model"] == (whole["finetuned_model"] if finetuned else None)
+    capsys.readouterr()
+    print_results(results, [])
+    assert [line.split("│")[1].split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("│")] == (
+        ["base", "fine-tuned"] if finetuned else ["base"]
+    )
+    with pytest.raises(InputError, match="base_with_steering holds no weight"):
+        load_results(tmp_path / "models" / "r.json")
+
+
+@pytest.mark.parametrize(
+    "steered",
+    [{"random_control": True}, {"dev_size": 4}, {"weights": (1.0,), "controls": ("cooler",)}],
+    ids=lambda s: next(iter(s)),
+)
+def test_what_is_about_steered_arms_needs_vectors(config, steered):
+    with pytest.raises(InputError, match="is about steered arms: name vectors with --steering_vectors_path, or leave it out"):
+        replace(config, steering_vectors_path=None, **steered)
+
+
 def test_servers_of_a_model_that_is_not_named_are_refused(config):
     with pytest.raises(InputError, match=r"--finetuned_servers http://there: name their model with --finetuned_checkpoint"):
         replace(config, finetuned_checkpoint=None, finetuned_servers="http://there")

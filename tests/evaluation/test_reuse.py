@@ -36,6 +36,17 @@ def test_a_fine_tuned_model_that_comes_later_is_all_that_is_left_to_ask(config, 
         assert later[arm] == expected[arm]
 
 
+def test_vectors_that_come_later_are_compared_with_models_that_have_answered(config, tmp_path, monkeypatch):
+    expected = evaluate(config)
+    models = replace(config, steering_vectors_path=None, output_path=tmp_path / "models" / "r.json")
+    evaluate(models)
+    loaded = arms_asked(monkeypatch)
+    later = evaluate(replace(config, output_path=tmp_path / "later" / "r.json", reuse=(models.output_path,)))
+    assert loaded == [config.base_model_name], "for the steered arms"
+    for arm in ("base_model", "finetuned_model", "base_with_steering"):
+        assert later[arm] == expected[arm]
+
+
 def test_other_vectors_are_compared_with_the_same_base_without_asking_it_again(config, tmp_path, monkeypatch, capsys):
     earlier = evaluate(config)
     path = tmp_path / "other.safetensors"

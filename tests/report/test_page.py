@@ -196,6 +196,18 @@ def test_several_results_stand_one_below_the_other(tmp_path):
     assert len(ids) == len(set(ids))
 
 
+def test_an_evaluation_without_vectors_is_shown_as_one_of_models(tmp_path):
+    write(tmp_path / "results.json", results())
+    alone = results(base_with_steering={}, groups={"level": {"2": {"problems": 7, "base": 20.0, "finetuned": 80.0}}})
+    write(tmp_path / "models.json", alone)
+    text = Reader(page_of(tmp_path)).text
+    assert "Models without vectors models.json" in text
+    assert "By level" in text
+    assert text.count("base + 1.0 × vectors") == Reader(
+        page_of(write(tmp_path / "r" / "results.json", results()).parent)
+    ).text.count("base + 1.0 × vectors")
+
+
 def test_the_same_folder_gives_the_same_page(tmp_path):
     write(tmp_path / "results.json", results())
     assert page_of(tmp_path) == page_of(tmp_path)
