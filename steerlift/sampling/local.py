@@ -20,13 +20,13 @@ from steerlift.sampling.attention import fast_decoding
 from steerlift.sampling.cache import can_split_rows, new_cache
 from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
+from steerlift.sampling.room import rows_that_fit
 from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
 from steerlift.steering.apply import Steering, steer
-from steerlift.steering.models import Model, Tokenizer, decoder_body, end_token_ids, memory_budget, text_config
+from steerlift.steering.models import Model, Tokenizer, decoder_body, end_token_ids
 from steerlift.steering.shared_context import allows_gaps, common_beginning
 from steerlift.steering.vectors import SteeringVectors
 
-MOST_ROWS = 1024
 # A shorter beginning costs more as a forward pass of its own than it saves.
 _LEAST_SHARED = 16
 # Rows that have ended stay in the batch until they are this share of it: taking them out copies all that is left.
@@ -85,7 +85,7 @@ class LocalSampler:
     def _batches(self, requests: Sequence[Request], options: SamplingOptions) -> Iterator[list[tuple[int, Request]]]:
         """Requests of similar prompt length together (little padding), in batches of as many rows as fit in memory."""
         longest = max((len(request.prompt_ids) for request in requests), default=0) + options.max_completion_length
-        room = self.batch_rows or rows_that_fit(self.model, longest)
+        room = self.batch_rows or rows_that_fit(self.model, longest, sum(len(request.seeds) for request in requests))
         batch: list[tuple[int, Request]] = []
         rows = 0
         for index in sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids)):
@@ -244,17 +244,6 @@ class LocalSampler:
             ]
             for request in requests
         ]
-
-
-def rows_that_fit(model: Model, length: int) -> int:
-    """How many rows of `length` tokens the free memory holds: keys, values and one step's logits (at most MOST_ROWS)."""
-    config = text_config(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
-    # Growing the cache and dropping rows copy it once; logits exist as scaled, logprobs and cumulative sums in float32.
-    per_row = 2 * per_token * length + 4 * 4 * config.vocab_size
-    return max(1, min(MOST_ROWS, memory_budget(model.device) // int(per_row)))
 
 
 def _ignore(count: int) -> None:

@@ -1,6 +1,5 @@
 """Loads causal language models and finds their parts, for every decoder family that transformers knows."""
 
-import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -218,13 +217,3 @@ def _end_token_ids(settings: Any, tokenizer: Tokenizer) -> tuple[int, ...]:  # n
     configured = getattr(settings, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}))
-
-
-def memory_budget(device: torch.device) -> int:
-    """Bytes that may be used for caches and activations: half of what is free now."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free) // 2
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2
-    return 4 * 2**30
