@@ -8,9 +8,12 @@ import psutil
 import torch
 
 from steerlift.records.errors import OutOfMemoryError
+from steerlift.sampling.room import give_back_freed_memory
 
 # What is left to everyone else on the machine when a step has taken all that it may.
 _LEFT = 1 / 20
+# Free memory is scarce when less than this share of the machine's is.
+_SCARCE = 1 / 2
 
 
 @contextmanager
@@ -32,7 +35,8 @@ def _refused_before_killed() -> Iterator[None]:
     """Within it the process may take the memory that is free now and no more.
 
     Linux grants more than there is and kills who uses it, without a word; what goes past this limit is refused instead. Only
-    Linux counts all of a process's own memory as its data.
+    Linux counts all of a process's own memory as its data, also what it has given back: that part it may take again unasked,
+    so it is counted as taken.
     """
     if sys.platform != "linux":
         yield
@@ -40,7 +44,11 @@ def _refused_before_killed() -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = psutil.Process().memory_info().data + int((1 - _LEFT) * psutil.virtual_memory().available)
+    if psutil.virtual_memory().available < _SCARCE * psutil.virtual_memory().total:
+        give_back_freed_memory()  # holes that the phase before has left would be taken a second time
+    memory = psutil.Process().memory_info()
+    given_back = memory.data - (memory.rss - memory.shared)
+    limit = memory.data + max(0, int((1 - _LEFT) * psutil.virtual_memory().available) - given_back)
     limits = [limit, *(known for known in (soft, hard) if known != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:
