@@ -37,7 +37,7 @@ stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[
 
 stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
     --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
-    "${DEV[@]}" --eval_every 1000 --save_every 10 --keep_checkpoints 1 "${SAMPLING[@]}"
+    "${DEV[@]}" --eval_every 1000 --save_every 4 --keep_checkpoints 1 "${SAMPLING[@]}"
 EVALUATE=(steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 "${TEST[@]}" --output_path "$RUN/results.json")
 stage evaluate "${EVALUATE[@]}" --reuse "$ANSWERS"
 stage evaluate-random "${EVALUATE[@]}" --random_control
@@ -45,7 +45,7 @@ stage evaluate-random "${EVALUATE[@]}" --random_control
 # Vectors learned without the fine-tuned model: ONLY=learn-grpo runs beside its training. They are added once, and nothing is chosen.
 stage learn-grpo steerlift learn --base_model_name "$BASE" --problems "$RUN/chosen" --output_dir "$RUN/learn-grpo" --resume \
     --objective grpo --num_train_iters "$LEARN_STEPS" "${LEARN_GRPO[@]}" --gradient_accumulation_steps 8 --num_chains 8 \
-    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 8 --keep_checkpoints 1 "${SAMPLING[@]}"
+    --micro_batch_size "$ROWS" --learning_rate 0.002 "${DEV[@]}" --eval_every 1000 --save_every 2 --keep_checkpoints 1 "${SAMPLING[@]}"
 LEARNED_ALONE=(--base_model_name "$BASE" --steering_vectors_path "$RUN/learn-grpo/vectors.safetensors" --weights 1 "${TEST[@]}")
 stage evaluate-learn-grpo steerlift evaluate "${LEARNED_ALONE[@]}" --finetuned_checkpoint "$FINETUNED" \
     --output_path "$RUN/results-learn-grpo.json" --reuse "$ANSWERS"

@@ -17,4 +17,6 @@ source recipes/stages.sh
 stage problems steerlift choose --num_completions 0 --problems math --levels 1 2 --test_size 200 --few_shot 2 --train_size 10000 \
     --seed 0 --output_dir "$PROBLEMS"
 
+# The base solves a tenth of 128 training problems once to three times of four: three times as many are asked.
+ANSWERED=384
 source recipes/qwen_row.sh

@@ -59,7 +59,8 @@ def choose(config: ChooseConfig) -> Chosen:
 
     With 0 completions the model is asked nothing: train.jsonl holds `train_size` training problems, solved or not.
 
-    What was answered is kept beside it: a killed run goes on, and another --success asks the model nothing again.
+    What was answered is kept beside it: a killed run goes on, another --success asks the model nothing again, and a larger
+    --train_size only what is new.
 
     Raises InputError when the folder holds other problems or completions of other settings, when no problem has the levels
     and subjects, and when no problem is solved as often as asked.
@@ -70,7 +71,7 @@ def choose(config: ChooseConfig) -> Chosen:
     few_shot = load_worked_examples(config.problems, config.few_shot, config.seed, config.data_dir)
     splits = _filtered(config, few_shot)
     asked = splits["train"][: config.train_size]
-    right = _right(config, asked, few_shot, len(splits["train"])) if config.completions else []
+    right = _right(config, asked, few_shot, splits["train"]) if config.completions else []
     files = {
         "train": _within(config, asked, right) if config.completions else asked,
         "dev": splits["dev"],
@@ -95,11 +96,15 @@ def choose(config: ChooseConfig) -> Chosen:
     return result
 
 
-def _right(config: ChooseConfig, asked: Sequence[Problem], few_shot: Sequence[Problem], available: int) -> list[int]:
+def _right(
+    config: ChooseConfig, asked: Sequence[Problem], few_shot: Sequence[Problem], available: Sequence[Problem]
+) -> list[int]:
     """How many completions of each problem are right; asks the model what was not asked before."""
-    book = Gradebook.open(completions_path(config.output_dir / _RECORD), _settings(config, asked, few_shot), config.overwrite)
+    book = Gradebook.open(
+        completions_path(config.output_dir / _RECORD), _settings(config, available, few_shot), config.overwrite
+    )
     say(
-        f"answering {len(asked)} of {available} training problems of {config.problems} {config.completions} "
+        f"answering {len(asked)} of {len(available)} training problems of {config.problems} {config.completions} "
         f"time{'s' if config.completions > 1 else ''}{few_shot_note(few_shot)}; completions go to {book.journal.path}"
     )
     models = LocalModels(
@@ -191,12 +196,15 @@ def _file(config: ChooseConfig, name: str) -> Path:
     return config.output_dir / f"{name}{SUFFIXES[0]}"
 
 
-def _settings(config: ChooseConfig, asked: Sequence[Problem], few_shot: Sequence[Problem]) -> dict[str, Any]:
-    """What completions depend on: two runs with the same settings share them, so --success can be changed later."""
+def _settings(config: ChooseConfig, available: Sequence[Problem], few_shot: Sequence[Problem]) -> dict[str, Any]:
+    """What completions depend on: two runs with the same settings share them, so --success can be changed later.
+
+    The first of the available problems are asked, so more of them can be later, too.
+    """
     device = choose_device(config.device)
     return {
         "model": identity(config.model_name),
-        "problems": digest(f"{problem.problem}\0{problem.answer}" for problem in asked),
+        "problems": digest(f"{problem.problem}\0{problem.answer}" for problem in available),
         "few_shot": digest(f"{example.problem}\0{worked_example(example)}" for example in few_shot),
         "completions": config.completions,
         "max_completion_length": config.max_completion_length,

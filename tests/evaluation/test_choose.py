@@ -227,7 +227,6 @@ def test_a_killed_run_goes_on_to_the_same_folder(config, tmp_path, lines):
         ({"temperature": 0.5}, "temperature"),
         ({"max_completion_length": 5}, "max_completion_length"),
         ({"levels": (1,)}, "problems"),
-        ({"train_size": 9}, "problems"),
         ({"few_shot": 1}, "few_shot, problems"),
     ],
 )
@@ -238,6 +237,18 @@ def test_other_settings_are_refused_by_name(config, changes, named):
     with pytest.raises(InputError, match=rf"other settings \({named}\); name another --output_path or pass --overwrite"):
         choose(replace(config, **changes))
     assert {path.name: path.read_bytes() for path in config.output_dir.iterdir()} == before
+
+
+def test_more_problems_can_be_asked_later_and_fewer_taken(config, tmp_path, monkeypatch):
+    whole = replace(config, output_dir=tmp_path / "whole")
+    choose(whole)
+    choose(replace(config, train_size=9))
+    assert len(asked(config)) == 9
+    choose(config)
+    for name in FILES - {"choose.json"}:
+        assert (config.output_dir / name).read_bytes() == (whole.output_dir / name).read_bytes(), name
+    monkeypatch.setattr(samplers_module, "load_model", None)
+    assert choose(replace(config, train_size=5)).counts["answered"] == 5
 
 
 def test_overwrite_starts_over_and_leaves_no_worked_examples_behind(config, tmp_path):
