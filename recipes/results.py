@@ -262,9 +262,11 @@ def _dev_scores(run: Path) -> dict[str, Any]:
 
 
 def _seconds(stages: Path) -> dict[str, list[float]]:
-    """Wall, user and system seconds of every stage."""
-    lines = (line.split() for line in stages.read_text(encoding="utf-8").splitlines())
-    return {name: [float(value) for value in values] for name, *values in lines}
+    """Wall, user and system seconds of every stage; a stage that was stopped more than once has their sum."""
+    seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for name, *values in map(str.split, stages.read_text(encoding="utf-8").splitlines()):
+        seconds[name] = [before + float(value) for before, value in zip(seconds[name], values, strict=True)]
+    return dict(seconds)
 
 
 def _speed(run: Path) -> dict[str, float]:
