@@ -19,7 +19,7 @@ stage() {
     if [ "$status" != 0 ]; then
         name+=-stopped
     fi
-    echo "$name $(< "$seconds")" >> "$RUN/stages"
+    echo "$name $(tail -n 1 "$seconds")" >> "$RUN/stages"
     rm "$seconds"
     return "$status"
 }

@@ -1,8 +1,13 @@
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_no_sum_of_the_test_is_trained_on_whatever_its_order(recipe, tmp_path):
@@ -35,3 +40,25 @@ def test_eight_bits_are_those_of_gguf(recipe):
     # A number halfway between two steps may go the other way.
     assert (ours == expected).mean() > 0.99
     np.testing.assert_allclose(ours, expected, atol=np.abs(weight.numpy()).max() / 127 * 1.001)
+
+
+def test_a_stage_runs_once_and_the_seconds_of_every_try_count(recipe, tmp_path):
+    def run(commands, only=""):
+        script = f"set -eu; source recipes/stages.sh; {commands}"
+        environment = {**os.environ, "RUN": str(tmp_path), "ONLY": only}
+        subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=environment, check=False, capture_output=True)
+        return (tmp_path / "stages").read_text()
+
+    assert run("stage copied touch $RUN/first").startswith("copied ")
+    once = run("stage copied touch $RUN/second; stage other touch $RUN/third", only="copied")
+    assert (tmp_path / "first").exists()
+    assert not (tmp_path / "second").exists()
+    assert not (tmp_path / "third").exists()
+    # A process that a signal ends makes bash say so, in the place of its seconds; nothing of the recipe runs after it.
+    for _ in range(2):
+        lines = run("stage killed bash -c 'kill $$'; touch $RUN/after")
+    assert lines.startswith(once)
+    assert lines.count("killed-stopped ") == 2
+    assert not (tmp_path / "after").exists()
+    seconds = recipe("results")._seconds(tmp_path / "stages")
+    assert {name: len(values) for name, values in seconds.items()} == {"copied": 3, "killed-stopped": 3}
