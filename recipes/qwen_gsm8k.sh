@@ -3,7 +3,7 @@
 #
 #     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_gsm8k.sh 0
 #
-# Run as far as distillation. QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. About 5 hours of two CPU cores.
+# QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. About 6 hours of two CPU cores.
 set -euo pipefail
 SEED=$1
 ROOT=${RUNS:-runs}

@@ -2,7 +2,7 @@
 
     python recipes/results.py keep runs/smollm2-sums-0 runs/smollm2-sums-1      # copies summaries, vectors, figures
     python recipes/results.py add runs/smollm2-sums-0/temperature-0.json        # one evaluation to a run that is kept already
-    python recipes/results.py tables                                            # rewrites docs/results.md between its marks
+    python recipes/results.py tables                                            # rewrites the tables in docs/results.md
 
 A test compares the tables in the docs with those made of results/.
 """
@@ -22,7 +22,8 @@ from steerlift.records.runs import read_json, replacing
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "results"
 DOCS = REPOSITORY / "docs" / "results.md"
-BEGIN, END = "<!-- made by recipes/results.py: begin -->", "<!-- made by recipes/results.py: end -->"
+# A place for tables in the docs: its name stands in its first mark.
+PLACE = re.compile(r"(<!-- recipes/results\.py writes: (\S+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "qwen": "Qwen2.5-Coder-0.5B-Instruct"}
 TASKS = {
@@ -115,8 +116,8 @@ def _write_summary(target: Path, summary: dict[str, Any]) -> None:
     print(f"wrote {target}")
 
 
-def tables(results: Path) -> str:
-    """All tables of the docs, of the summaries in `results`."""
+def tables(results: Path) -> dict[str, str]:
+    """The tables of the summaries in `results` by the names of their places in the docs: all rows, and those of every task."""
     summaries = {path.parent.name: read_json(path) for path in sorted(results.glob("*/summary.json"))}
     by_task: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for name, summary in summaries.items():
@@ -125,11 +126,19 @@ def tables(results: Path) -> str:
             by_task[model, task][seed] = summary
     models, tasks = list(MODELS), list(TASKS)
     by_task = dict(sorted(by_task.items(), key=lambda item: (models.index(item[0][0]), tasks.index(item[0][1]))))
-    parts = [_overview(by_task)]
+    made = {"overview": _overview(by_task)}
     for (model, task), seeds in by_task.items():
-        first = f"{model}-{task}-{next(iter(seeds))}"
-        parts += [f"### {MODELS[model]}, {TASKS[task]}", *_figures(results / first), *_task_tables(seeds)]
-    return "\n\n".join(parts)
+        first = results / f"{model}-{task}-{next(iter(seeds))}"
+        made[f"{model}-{task}"] = "\n\n".join([*_figures(first), *_task_tables(seeds)])
+    return made
+
+
+def filled(docs: str, made: dict[str, str]) -> str:
+    """The text of the docs with these tables in their places. Raises SystemExit when places and tables are not the same."""
+    places = [name for _, name, _, _ in PLACE.findall(docs)]
+    if sorted(places) != sorted(made):
+        raise SystemExit(f"{DOCS} has places for tables of {', '.join(places)}; there are tables of {', '.join(made)}")
+    return PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]]}\n{place[4]}", docs)
 
 
 def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
@@ -165,27 +174,14 @@ def _figures(run: Path) -> Iterator[str]:
 
 def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
     evaluated = {seed: summary["evaluations"]["results"] for seed, summary in seeds.items()}
-    names = list(dict.fromkeys(name for arms in evaluated.values() for name in arms))
-    for title, cell, value in (
-        ("pass@1 %, 95 % interval", _score, "pass_at_1"),
-        ("gap recovered %, 95 % interval", _gap, "gap_recovered"),
-    ):
-        head = f"| {title} | {' | '.join(f'seed {seed}' for seed in evaluated)} | mean |"
-        rows = []
-        for name in names:
-            arms = [arms.get(name, {}) for arms in evaluated.values()]
-            values = [arm[value] for arm in arms if arm.get(value) is not None]
-            if values:
-                average = f"{mean(values):.1f}" if len(values) == len(arms) > 1 else ""
-                rows.append(f"| {name} | {' | '.join(cell(arm) for arm in arms)} | {average} |")
-        yield "\n".join([head, _rule(head), *rows])
+    if len(evaluated) > 1:
+        yield from _tables_of_seeds(evaluated)
+    else:
+        yield _arms_table("models and vectors", *evaluated.values())
     first = next(iter(seeds.values()))
     for name, title in (("methods", "methods and controls"), ("sweep", "other weights of the learned vectors")):
         if name in first["evaluations"]:
-            arms = first["evaluations"][name]
-            count = arms["base"]["num_eval_problems"]
-            head = f"| {title}, seed 0, {count} problems | pass@1 % | gap recovered % | format % |"
-            yield "\n".join([head, _rule(head), *(_arm_row(arm_name, arm) for arm_name, arm in arms.items())])
+            yield _arms_table(title, first["evaluations"][name])
     others = {n: a for n, a in first["evaluations"].items() if n not in ("results", "methods", "sweep")}
     if others:
         head = "| transfer, seed 0 | base, pass@1 % | fine-tuned | steered | gap recovered % |"
@@ -204,8 +200,34 @@ def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def _arm_row(name: str, arm: dict[str, Any]) -> str:
-    return f"| {name} | {_score(arm)} | {_gap(arm)} | {arm['format_rate']:.1f} |"
+def _tables_of_seeds(evaluated: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The scores and the shares of the gap, a column for each seed."""
+    names = list(dict.fromkeys(name for arms in evaluated.values() for name in arms))
+    for title, cell, value in (
+        ("pass@1 %, 95 % interval", _score, "pass_at_1"),
+        ("gap recovered %, 95 % interval", _gap, "gap_recovered"),
+    ):
+        head = f"| {title} | {' | '.join(f'seed {seed}' for seed in evaluated)} | mean |"
+        rows = []
+        for name in names:
+            arms = [arms.get(name, {}) for arms in evaluated.values()]
+            values = [arm[value] for arm in arms if arm.get(value) is not None]
+            if values:
+                average = f"{mean(values):.1f}" if len(values) == len(arms) else ""
+                rows.append(f"| {name} | {' | '.join(cell(arm) for arm in arms)} | {average} |")
+        yield "\n".join([head, _rule(head), *rows])
+
+
+def _arms_table(title: str, arms: dict[str, Any]) -> str:
+    """All arms of one evaluation: scores, and what of them is form."""
+    count = arms["base"]["num_eval_problems"]
+    head = f"| {title}, seed 0, {count} problems | pass@1 % | gap recovered % | pass@1 %, leniently | format % | cut off % |"
+    rows = [
+        f"| {name} | {_score(arm)} | {_gap(arm)} | {arm['lenient_pass_at_1']:.1f} "
+        f"| {arm['format_rate']:.1f} | {arm['truncated_rate']:.1f} |"
+        for name, arm in arms.items()
+    ]
+    return "\n".join([head, _rule(head), *rows])
 
 
 def _score(arm: dict[str, Any]) -> str:
@@ -303,10 +325,9 @@ def main(arguments: list[str]) -> None:
         for evaluation in map(Path, arguments[1:]):
             add(evaluation, RESULTS / evaluation.parent.name)
     elif arguments == ["tables"]:
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
+        docs = filled(DOCS.read_text(encoding="utf-8"), tables(RESULTS))
         with replacing(DOCS) as temporary:
-            temporary.write_text(f"{before}{BEGIN}\n\n{tables(RESULTS)}\n\n{END}{after}", encoding="utf-8")
+            temporary.write_text(docs, encoding="utf-8")
         print(f"wrote {DOCS}")
     else:
         raise SystemExit("usage: python recipes/results.py keep RUN ... | add RESULTS ... | tables")

@@ -7,15 +7,8 @@ SUMS=$ROOT/smollm2-sums-0 HUNDREDS=$ROOT/smollm2-hundreds-0
 BASE=$ROOT/smollm2-base/checkpoint_step_0 HUNDREDS_BASE=$ROOT/smollm2-hundreds-base/checkpoint_step_0
 TUNED=$SUMS/grpo/checkpoint_step_8 HUNDREDS_TUNED=$HUNDREDS/grpo/checkpoint_step_32
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-source recipes/stages.sh
-
-# transfer RUN NAME BASE FINE-TUNED VECTORS PROBLEMS OPTIONS...
-transfer() {
-    RUN=$1
-    stage "$2" steerlift evaluate --base_model_name "$3" --finetuned_checkpoint "$4" --steering_vectors_path "$5/distill/vectors.safetensors" \
-        --weights 1 --problems "$ROOT/problems/$6" --eval-size 100 --num_completions_eval 4 --seed 0 --max_completion_length 64 \
-        --output_path "$RUN/$2.json" "${@:7}"
-}
+SAMPLING=(--max_completion_length 64)
+source recipes/transfer.sh
 
 transfer "$SUMS" temperature-0.5 "$BASE" "$TUNED" "$SUMS" sums --temperature 0.5
 transfer "$SUMS" temperature-0 "$BASE" "$TUNED" "$SUMS" sums --temperature 0 --num_completions_eval 1 --eval-size 400

@@ -10,11 +10,15 @@ MOST_BYTES = 5e6
 
 def test_the_tables_in_the_docs_are_those_of_the_summaries(recipe):
     results = recipe("results")
-    _, begun, rest = results.DOCS.read_text(encoding="utf-8").partition(results.BEGIN)
-    in_docs, ended, _ = rest.partition(results.END)
-    assert begun
-    assert ended
-    assert in_docs.strip() == results.tables(results.RESULTS), "run: python recipes/results.py tables"
+    docs = results.DOCS.read_text(encoding="utf-8")
+    assert results.filled(docs, results.tables(results.RESULTS)) == docs, "run: python recipes/results.py tables"
+
+
+def test_tables_without_a_place_in_the_docs_are_told(recipe):
+    results = recipe("results")
+    docs = results.DOCS.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"places for tables of overview, .*; there are tables of .*, llama-moon"):
+        results.filled(docs, {**results.tables(results.RESULTS), "llama-moon": "| |"})
 
 
 def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
@@ -30,13 +34,13 @@ def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
 def test_an_evaluation_that_is_added_is_one_more_row(recipe, tmp_path):
     results = recipe("results")
     copy = shutil.copytree(results.RESULTS, tmp_path / "results")
-    before = results.tables(copy)
+    before = results.tables(copy)["smollm2-sums"]
     arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0], "format_rate": 90.0}
     steered = {"1.0": {**arm, "gap_recovered": None}}
     added = tmp_path / "on-the-moon.json"
     added.write_text(json.dumps({"base_model": arm, "finetuned_model": arm, "base_with_steering": steered}))
     results.add(added, copy / "smollm2-sums-0")
-    rows = set(results.tables(copy).splitlines()) - set(before.splitlines())
+    rows = set(results.tables(copy)["smollm2-sums"].splitlines()) - set(before.splitlines())
     assert rows == {"| on the moon | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |  |"}
 
 
