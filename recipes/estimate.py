@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-SMOLLM2 = 134.5e6
+# A checkpoint's bytes: the recipes train and save in float32.
+BYTES_PER_PARAMETER = 4
 
 
 def matmul_flops(size: int = 1024, turns: int = 20) -> float:
@@ -36,15 +37,15 @@ def main() -> None:
     parser.add_argument("--flops", type=float, required=True)
     parser.add_argument("--here", type=float, help="this machine's operations per second; measured now if left out")
     parser.add_argument("--parameters", type=float, default=7.6e9)
-    parser.add_argument("--measured_parameters", type=float, default=SMOLLM2)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--completions", type=int, default=64, help="of a step")
     parser.add_argument("--tokens", type=int, default=300, help="of a completion")
     options = parser.parse_args()
-    speed = json.loads((options.results / "summary.json").read_text(encoding="utf-8"))["speed"]
+    summary = json.loads((options.results / "summary.json").read_text(encoding="utf-8"))
+    speed, measured_parameters = summary["speed"], summary["bytes"]["checkpoint"] / BYTES_PER_PARAMETER
     here = options.here or matmul_flops()
-    sampling = speed["sampled_tokens_per_second"] * 2 * options.measured_parameters / here
-    training = speed["trained_tokens_per_second"] * 6 * options.measured_parameters / here
+    sampling = speed["sampled_tokens_per_second"] * 2 * measured_parameters / here
+    training = speed["trained_tokens_per_second"] * 6 * measured_parameters / here
     sampled = 0.5 * sampling * options.flops / (2 * options.parameters)
     trained = training * options.flops / (6 * options.parameters)
     tokens = options.steps * options.completions * options.tokens
