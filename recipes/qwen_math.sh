@@ -3,7 +3,8 @@
 #
 #     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_math.sh 0
 #
-# Not run yet. QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. About 5 hours of two CPU cores.
+# Run as far as the evaluation of distilled vectors. QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be
+# reached. About 6 hours of two CPU cores.
 set -euo pipefail
 SEED=$1
 ROOT=${RUNS:-runs}
