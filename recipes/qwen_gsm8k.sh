@@ -3,7 +3,8 @@
 #
 #     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_gsm8k.sh 0
 #
-# QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. About 6 hours of two CPU cores.
+# Not run yet: the sweep, the methods with their controls, the search and the report of the first seed. QWEN and STEERLIFT_DATA can be
+# left out where the Hugging Face hub can be reached. About 6 hours of two CPU cores.
 set -euo pipefail
 SEED=$1
 ROOT=${RUNS:-runs}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The original's five commands on MATH with SmolLM2-135M-Instruct, sizes scaled down to a CPU: half an hour on one core.
 #   STEERLIFT_DATA=folder-with-math bash recipes/smollm2_math.sh
-# Far too small to show a gain; it shows that the commands work on a real pretrained model. See docs/results.md.
+# Far too small to show a gain; it shows that the commands work on a real pretrained model. See docs/log.md.
 set -euo pipefail
 run=runs/smollm2-math
 test -f runs/smollm2/config.json || python recipes/smollm2.py runs/smollm2

@@ -1,6 +1,6 @@
 """The original's five commands, one after the other, through the real command line, on real MATH problems.
 
-The embedded model, untrained, stands in for a pretrained one: `docs/results.md` has the same run with SmolLM2-135M-Instruct.
+The embedded model, untrained, stands in for a pretrained one: `docs/log.md` has the same run with SmolLM2-135M-Instruct.
 """
 
 import json
