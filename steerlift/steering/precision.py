@@ -1,11 +1,12 @@
 """The number formats that training computes in: those of the weights, and those of the products inside a forward pass."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from steerlift.records.errors import InputError
 
@@ -24,6 +25,23 @@ class Precision:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.autocast)
+
+    @contextmanager
+    def without_gradients(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        """Inside it forward passes of `model`, as many as one likes, compute as this precision says and keep no gradient.
+
+        Autocast converts a weight once for all of them if it wants a gradient, but a frozen one in every pass: of a frozen model
+        of 0.5B that is two thirds of the time that 64 rows take to get one token more. So all of them want one here.
+        """
+        frozen = [] if self.autocast is None else [p for p in model.parameters() if not p.requires_grad]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            with torch.no_grad(), self.context(device):
+                yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
     def __str__(self) -> str:
         weights = _name(self.weights)

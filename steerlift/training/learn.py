@@ -144,7 +144,7 @@ class _Learning:
         kept = KeptCompletions.open(config.output_dir / COMPLETIONS_TO_LEARN_FROM, self.sampling)
         if self.earlier:
             say(f"{kept.take_over(self.earlier, needed)} completions are those of {config.reuse}")
-        with torch.no_grad(), learner.precision.context(learner.processes.device):
+        with learner.precision.without_gradients(finetuned, learner.processes.device):
             examples = finetuned_examples(finetuned, tokenizer, needed, self.few_shot, config, kept)
         if log is not None:
             learner.processes.wait()

@@ -116,7 +116,7 @@ class Learner:
 
         Each process may call the model as often as it likes: sampling ends sooner on one than on another.
         """
-        with torch.no_grad(), self.precision.context(self.processes.device):
+        with self.precision.without_gradients(self.model, self.processes.device):
             if not self.processes.sharded:
                 return work(self.model)
             shards = [module for module in self._policy.modules() if isinstance(module, FSDPModule)]

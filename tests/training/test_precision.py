@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import assert_close_runs, completions, metrics, weights
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
@@ -84,3 +85,39 @@ def test_mixed_trains_the_policy_that_it_samples(config):
     with torch.no_grad():
         exact = our_loss(config)(model, batch).logprobs_N
     assert 1e-4 < float((ours - exact).abs().max()) < 0.1
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts the copies of these tensors in another number format."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.pointers = {weight.data_ptr() for weight in weights}
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.pointers:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_sampling_casts_a_frozen_weight_once_not_for_every_token(config):
+    """As it does where all weights are trained; afterwards the frozen ones are frozen again."""
+    model = load_model(config.model_name, CPU, MIXED.weights)
+    weights = list(model.parameters())
+    last = weights[-1].requires_grad_(True)
+    for weight in weights[:-1]:
+        weight.requires_grad_(False)
+    learner = Learner(model, AdamOptions(1e-3), Processes(CPU, MIXED), MIXED)
+    ids = torch.tensor([[5, 6, 7]])
+
+    def casts(passes):
+        with WeightCasts(weights) as seen:
+            learner.run(lambda model: [model(ids).logits for _ in range(passes)])
+        return seen.count
+
+    assert casts(1) == casts(4) > 0
+    assert [weight for weight in weights if weight.requires_grad] == [last]
+    with pytest.raises(ZeroDivisionError):
+        learner.run(lambda _: 1 / 0)
+    assert [weight for weight in weights if weight.requires_grad] == [last]
