@@ -66,3 +66,12 @@ class SpellingTokenizer:
 def random_prompts(*lengths: int) -> list[tuple[int, ...]]:
     """Prompts of the given lengths without special ids."""
     return [tuple(torch.randint(3, VOCABULARY, (length,)).tolist()) for length in lengths]
+
+
+def full_forward_logprobs(model: Any, prompt: tuple[int, ...], completion: Any, temperature: float) -> torch.Tensor:
+    """The log probabilities of a completion's tokens, from one forward pass over prompt and completion."""
+    ids = torch.tensor([[*prompt, *completion.token_ids]])
+    with torch.no_grad():
+        logprobs = (model(ids).logits[0] / temperature).log_softmax(-1)
+    places = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
+    return logprobs[places, torch.tensor(completion.token_ids)]

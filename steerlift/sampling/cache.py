@@ -21,6 +21,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Appends the new tokens' states. Returns those of all tokens, as views."""
+        # Under autocast a rotation leaves keys in float32, which attention would then make bfloat16 again for every new token.
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()

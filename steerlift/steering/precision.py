@@ -30,8 +30,8 @@ class Precision:
     def without_gradients(self, model: nn.Module, device: torch.device) -> Iterator[None]:
         """Inside it forward passes of `model`, as many as one likes, compute as this precision says and keep no gradient.
 
-        Autocast converts a weight once for all of them if it wants a gradient, but a frozen one in every pass: of a frozen model
-        of 0.5B that is two thirds of the time that 64 rows take to get one token more. So all of them want one here.
+        Autocast converts a weight once for all of them if it wants a gradient, but a frozen one in every pass: with a frozen
+        model of 0.5B that is two thirds of the time that 64 rows take to get one token more. So all of them want one here.
         """
         frozen = [] if self.autocast is None else [p for p in model.parameters() if not p.requires_grad]
         try:

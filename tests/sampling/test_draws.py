@@ -36,3 +36,12 @@ def test_tokens_without_probability_are_never_chosen():
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 1.0, float("-inf")]]).repeat(3, 1)
     tokens, _ = choose_tokens(logits, torch.tensor([0.0, 0.5, 1 - 2**-22]), 1.0)
     assert set(tokens.tolist()) <= {1, 3}
+
+
+def test_rows_that_are_computed_a_few_at_a_time_get_the_same_tokens(monkeypatch):
+    torch.manual_seed(0)
+    logits, draws = 3 * torch.randn(7, 600), torch.rand(7)
+    whole = choose_tokens(logits, draws, 0.9)
+    monkeypatch.setattr("steerlift.sampling.draws._CACHED", 1300)
+    for few, all_together in zip(choose_tokens(logits, draws, 0.9), whole, strict=True):
+        assert torch.equal(few, all_together)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import END, HIDDEN, SpellingTokenizer, random_prompts, tiny_model
+from tiny_models import END, HIDDEN, SpellingTokenizer, full_forward_logprobs, random_prompts, tiny_model
 from transformers import AutoModelForCausalLM, Lfm2Config, MptConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -30,14 +30,6 @@ def generated(model, prompt: tuple[int, ...], **options) -> tuple[int, ...]:
     ids = torch.tensor([prompt])
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=LIMIT, do_sample=False, **options)
     return tuple(output[0, len(prompt) :].tolist())
-
-
-def full_forward_logprobs(model, prompt, completion, temperature) -> torch.Tensor:
-    ids = torch.tensor([[*prompt, *completion.token_ids]])
-    with torch.no_grad():
-        logprobs = (model(ids).logits[0] / temperature).log_softmax(-1)
-    places = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
-    return logprobs[places, torch.tensor(completion.token_ids)]
 
 
 def test_greedy_text_equals_generate(family):
