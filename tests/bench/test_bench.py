@@ -44,6 +44,7 @@ def test_a_quick_run_writes_every_row_of_both_tables(setting, tmp_path, capsys):
     assert [row[0] for row in rows] == [
         "sampling, 8 x 4 completions",
         "a layer's attention of one new token, 8 rows of 650",
+        "a layer's attention of one new token, 8 rows of 650, 430 of them the same",
         "GRPO, embedded model: generation",
         "GRPO, embedded model: loss and backward",
         "GRPO, embedded model: whole step",
