@@ -1,8 +1,8 @@
-"""Keeps what is small of finished recipes under results/, and writes their tables into docs/results.md.
+"""Keeps what is small of finished recipes under results/, and writes their tables into docs/results.md and README.md.
 
     python recipes/results.py keep runs/smollm2-sums-0 runs/smollm2-sums-1      # copies summaries, vectors, figures
     python recipes/results.py add runs/smollm2-sums-0/temperature-0.json        # one evaluation to a run that is kept already
-    python recipes/results.py tables                                            # rewrites the tables in docs/results.md
+    python recipes/results.py tables                                            # rewrites the tables in the docs
 
 A test compares the tables in the docs with those made of results/.
 """
@@ -22,6 +22,7 @@ from steerlift.records.runs import read_json, replacing
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "results"
 DOCS = REPOSITORY / "docs" / "results.md"
+README = REPOSITORY / "README.md"
 # A place for tables in the docs: its name stands in its first mark.
 PLACE = re.compile(r"(<!-- recipes/results\.py writes: (\S+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 
@@ -116,8 +117,11 @@ def _write_summary(target: Path, summary: dict[str, Any]) -> None:
     print(f"wrote {target}")
 
 
-def tables(results: Path) -> dict[str, str]:
-    """The tables of the summaries in `results` by the names of their places in the docs: all rows, and those of every task."""
+def tables(results: Path) -> dict[Path, dict[str, str]]:
+    """The tables of the summaries in `results`, by their document and the names of their places in it.
+
+    docs/results.md has all rows, and the tables of every task; the README a line for each task.
+    """
     summaries = {path.parent.name: read_json(path) for path in sorted(results.glob("*/summary.json"))}
     by_task: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for name, summary in summaries.items():
@@ -130,15 +134,16 @@ def tables(results: Path) -> dict[str, str]:
     for (model, task), seeds in by_task.items():
         first = results / f"{model}-{task}-{next(iter(seeds))}"
         made[f"{model}-{task}"] = "\n\n".join([*_figures(first), *_task_tables(seeds)])
-    return made
+    return {DOCS: made, README: {"tasks": _tasks(by_task)}}
 
 
-def filled(docs: str, made: dict[str, str]) -> str:
-    """The text of the docs with these tables in their places. Raises SystemExit when places and tables are not the same."""
-    places = [name for _, name, _, _ in PLACE.findall(docs)]
+def filled(document: Path, made: dict[str, str]) -> str:
+    """The text of the document with these tables in their places. Raises SystemExit when places and tables are not the same."""
+    text = document.read_text(encoding="utf-8")
+    places = [name for _, name, _, _ in PLACE.findall(text)]
     if sorted(places) != sorted(made):
-        raise SystemExit(f"{DOCS} has places for tables of {', '.join(places)}; there are tables of {', '.join(made)}")
-    return PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]]}\n{place[4]}", docs)
+        raise SystemExit(f"{document} has places for tables of {', '.join(places)}; there are tables of {', '.join(made)}")
+    return PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]]}\n{place[4]}", text)
 
 
 def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
@@ -157,6 +162,27 @@ def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
         "| model | data | seed | base, pass@1 % | fine-tuned | learned by distillation: pass@1, gap recovered % "
         "| learned by GRPO alone | increments | checkpoint | vectors | CPU-hours |"
     )
+    return "\n".join([head, _rule(head), *rows])
+
+
+def _tasks(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
+    """A line for each task: rounded scores, those of several seeds beside each other."""
+    rows = []
+    for (model, task), seeds in by_task.items():
+        evaluated = [summary["evaluations"]["results"] for summary in seeds.values()]
+        base, finetuned, distilled = (
+            ", ".join(dict.fromkeys(f"{arms[name]['pass_at_1']:.1f}" for arms in evaluated))
+            for name in ("base", "fine-tuned", DISTILLED)
+        )
+        gaps = [arms[DISTILLED] for arms in evaluated]
+        gap = _gap(gaps[0]) if len(gaps) == 1 else ", ".join(f"{arm['gap_recovered']:.0f}" for arm in gaps)
+        size = max(summary["bytes"]["vectors"] for summary in seeds.values())
+        count = evaluated[0]["base"]["num_eval_problems"]
+        rows.append(
+            f"| {MODELS[model]}, {TASKS[task]}; {count} problems, {len(seeds)} seed{'s' * (len(seeds) > 1)} "
+            f"| {base} | {finetuned} | {distilled} | {gap} | {size / 1e3:,.0f} kB |"
+        )
+    head = "| model, task | base, pass@1 % | fine-tuned | base + distilled vectors | of the gain, % | vectors |"
     return "\n".join([head, _rule(head), *rows])
 
 
@@ -325,10 +351,11 @@ def main(arguments: list[str]) -> None:
         for evaluation in map(Path, arguments[1:]):
             add(evaluation, RESULTS / evaluation.parent.name)
     elif arguments == ["tables"]:
-        docs = filled(DOCS.read_text(encoding="utf-8"), tables(RESULTS))
-        with replacing(DOCS) as temporary:
-            temporary.write_text(docs, encoding="utf-8")
-        print(f"wrote {DOCS}")
+        for document, made in tables(RESULTS).items():
+            text = filled(document, made)
+            with replacing(document) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            print(f"wrote {document}")
     else:
         raise SystemExit("usage: python recipes/results.py keep RUN ... | add RESULTS ... | tables")
 

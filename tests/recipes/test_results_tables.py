@@ -10,15 +10,17 @@ MOST_BYTES = 5e6
 
 def test_the_tables_in_the_docs_are_those_of_the_summaries(recipe):
     results = recipe("results")
-    docs = results.DOCS.read_text(encoding="utf-8")
-    assert results.filled(docs, results.tables(results.RESULTS)) == docs, "run: python recipes/results.py tables"
+    made = results.tables(results.RESULTS)
+    assert list(made) == [results.DOCS, results.README]
+    for document, tables in made.items():
+        assert results.filled(document, tables) == document.read_text(encoding="utf-8"), "run: python recipes/results.py tables"
 
 
 def test_tables_without_a_place_in_the_docs_are_told(recipe):
     results = recipe("results")
-    docs = results.DOCS.read_text(encoding="utf-8")
+    made = results.tables(results.RESULTS)[results.DOCS]
     with pytest.raises(SystemExit, match=r"places for tables of overview, .*; there are tables of .*, llama-moon"):
-        results.filled(docs, {**results.tables(results.RESULTS), "llama-moon": "| |"})
+        results.filled(results.DOCS, {**made, "llama-moon": "| |"})
 
 
 def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
@@ -28,19 +30,20 @@ def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
     summary = json.loads(path.read_text())
     summary["evaluations"]["results"]["base"]["pass_at_1"] += 1
     path.write_text(json.dumps(summary))
-    assert results.tables(copy) != results.tables(results.RESULTS)
+    for document, tables in results.tables(copy).items():
+        assert tables != results.tables(results.RESULTS)[document]
 
 
 def test_an_evaluation_that_is_added_is_one_more_row(recipe, tmp_path):
     results = recipe("results")
     copy = shutil.copytree(results.RESULTS, tmp_path / "results")
-    before = results.tables(copy)["smollm2-sums"]
+    before = results.tables(copy)[results.DOCS]["smollm2-sums"]
     arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0], "format_rate": 90.0}
     steered = {"1.0": {**arm, "gap_recovered": None}}
     added = tmp_path / "on-the-moon.json"
     added.write_text(json.dumps({"base_model": arm, "finetuned_model": arm, "base_with_steering": steered}))
     results.add(added, copy / "smollm2-sums-0")
-    rows = set(results.tables(copy)["smollm2-sums"].splitlines()) - set(before.splitlines())
+    rows = set(results.tables(copy)[results.DOCS]["smollm2-sums"].splitlines()) - set(before.splitlines())
     assert rows == {"| on the moon | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |  |"}
 
 
