@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-# A checkpoint's bytes: the recipes train and save in float32.
-BYTES_PER_PARAMETER = 4
+# What a run with --dtype bfloat16 multiplies and saves in; all others, as far as recipes have them, in float32.
+FORMATS = {"bfloat16": torch.bfloat16}
 
 
-def matmul_flops(size: int = 1024, turns: int = 20) -> float:
-    """Floating-point operations per second of a float32 matrix product with the threads in use, in the best turn."""
-    left, right = torch.randn(2, size, size)
+def matmul_flops(dtype: torch.dtype, size: int = 1024, turns: int = 20) -> float:
+    """Floating-point operations per second of a matrix product with the threads in use, in the best turn."""
+    left, right = torch.randn(2, size, size).to(dtype)
     seconds = []
     for _ in range(turns):
         start = time.perf_counter()
@@ -42,8 +42,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300, help="of a completion")
     options = parser.parse_args()
     summary = json.loads((options.results / "summary.json").read_text(encoding="utf-8"))
-    speed, measured_parameters = summary["speed"], summary["bytes"]["checkpoint"] / BYTES_PER_PARAMETER
-    here = options.here or matmul_flops()
+    dtype = FORMATS.get(summary["settings"]["grpo"]["dtype"], torch.float32)
+    speed, measured_parameters = summary["speed"], summary["bytes"]["checkpoint"] / dtype.itemsize
+    here = options.here or matmul_flops(dtype)
     sampling = speed["sampled_tokens_per_second"] * 2 * measured_parameters / here
     training = speed["trained_tokens_per_second"] * 6 * measured_parameters / here
     sampled = 0.5 * sampling * options.flops / (2 * options.parameters)
