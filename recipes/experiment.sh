@@ -6,7 +6,7 @@ WEIGHT=(--problems "$PROBLEMS" --overwrite --rungs 1 --num_completions_eval 2 --
     "${SAMPLING[@]}")
 LEARNED=$RUN/distill/vectors.safetensors
 # Results of other seeds of this row, if they are there: the base is not asked again what it has answered.
-OTHER_SEEDS=$(ls "${RUN%-*}"-*/results.json 2> /dev/null | grep -v "^$RUN/" || true)
+OTHER_SEEDS=$(ls "${RUN%-*}"-[0-9]"${DTYPE:+_$DTYPE}"/results.json 2> /dev/null | grep -v "^$RUN/" || true)
 
 # GRPO learns from problems that the base solves sometimes; all scores are on problems of every difficulty.
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \

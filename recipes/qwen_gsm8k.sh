@@ -3,12 +3,12 @@
 #
 #     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_gsm8k.sh 0
 #
-# Not run yet: the sweep, the methods with their controls, the search and the report of the first seed. QWEN and STEERLIFT_DATA can be
-# left out where the Hugging Face hub can be reached. About 6 hours of two CPU cores.
+# QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. In bfloat16; DTYPE=float32 is a run of its own,
+# of which no more than the table's first lines was run.
 set -euo pipefail
 SEED=$1
 ROOT=${RUNS:-runs}
-RUN=$ROOT/qwen-gsm8k-$SEED
+RUN=$ROOT/qwen-gsm8k-$SEED${DTYPE:+_$DTYPE}
 BASE=${QWEN:-Qwen/Qwen2.5-Coder-0.5B-Instruct}
 PROBLEMS=$ROOT/problems/gsm8k
 source recipes/stages.sh

@@ -1,6 +1,6 @@
 # Sourced by qwen_gsm8k.sh and qwen_math.sh, which set what experiment.sh asks for but sizes and rates: these are the same for both.
-# In bfloat16, which a processor with AMX multiplies several times faster than float32; adapters and vectors stay float32.
-SAMPLING=(--few_shot 2 --temperature 0.9 --max_completion_length 160 --seed "$SEED" --dtype bfloat16)
+# A processor with AMX multiplies bfloat16 several times faster than float32; adapters and vectors are float32 all the same.
+SAMPLING=(--few_shot 2 --temperature 0.9 --max_completion_length 160 --seed "$SEED" --dtype "${DTYPE:-bfloat16}")
 ANSWERED=${ANSWERED:-128} AVERAGED=128 TESTED=200 CONTROLLED=50 STEPS=8 CHECKPOINT=8 ROWS=8
 DEV=(--eval-size 24 --num_completions_eval 2)
 # Adapters: training all weights took 17 GB before the first update, and half as much time again.

@@ -155,7 +155,8 @@ def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
             size = summary["bytes"]
             methods = " | ".join(_steered(arms.get(name, {})) for name in _METHODS)
             rows.append(
-                f"| {MODELS[model]} | {TASKS[task]} | {seed} | {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
+                f"| {MODELS[model]} | {TASKS[task]} | {_run_name(seed)} "
+                f"| {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
                 f"| {methods} | {size['checkpoint'] / 1e6:,.0f} MB | {size['vectors'] / 1e3:,.0f} kB | {cpu:.1f} |"
             )
     head = (
@@ -163,6 +164,11 @@ def _overview(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
         "| learned by GRPO alone | increments | checkpoint | vectors | CPU-hours |"
     )
     return "\n".join([head, _rule(head), *rows])
+
+
+def _run_name(seed: str) -> str:
+    """What a run's folder is called after model and task: its seed, and a number format that is not the recipe's own."""
+    return seed.replace("_", ", ")
 
 
 def _tasks(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
@@ -179,7 +185,7 @@ def _tasks(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
         size = max(summary["bytes"]["vectors"] for summary in seeds.values())
         count = evaluated[0]["base"]["num_eval_problems"]
         rows.append(
-            f"| {MODELS[model]}, {TASKS[task]}; {count} problems, {len(seeds)} seed{'s' * (len(seeds) > 1)} "
+            f"| {MODELS[model]}, {TASKS[task]}; {count} problems, {len(seeds)} run{'s' * (len(seeds) > 1)} "
             f"| {base} | {finetuned} | {distilled} | {gap} | {size / 1e3:,.0f} kB |"
         )
     head = "| model, task | base, pass@1 % | fine-tuned | base + distilled vectors | of the gain, % | vectors |"
@@ -233,7 +239,7 @@ def _tables_of_seeds(evaluated: dict[str, dict[str, Any]]) -> Iterator[str]:
         ("pass@1 %, 95 % interval", _score, "pass_at_1"),
         ("gap recovered %, 95 % interval", _gap, "gap_recovered"),
     ):
-        head = f"| {title} | {' | '.join(f'seed {seed}' for seed in evaluated)} | mean |"
+        head = f"| {title} | {' | '.join(f'seed {_run_name(seed)}' for seed in evaluated)} | mean |"
         rows = []
         for name in names:
             arms = [arms.get(name, {}) for arms in evaluated.values()]
