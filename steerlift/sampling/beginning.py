@@ -16,6 +16,7 @@ from steerlift.steering.models import Model, text_config
 
 # Fewer tokens cost more as a part of their own than reading them for every row.
 _LEAST = 128
+_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 class Beginning:
@@ -25,6 +26,17 @@ class Beginning:
         self.layers = layers
         self._read: set[int] = set()
         self._take(of_row_R)
+
+    def can_be_apart(self, model: Model) -> bool:
+        """Whether it is long enough to be worth keeping apart, and this model's attention can ask for it with torch's kernel."""
+        keys, values = next(iter(self.layers.values()))
+        return (
+            keys.shape[2] >= _LEAST
+            and keys.device.type == "cpu"
+            and keys.shape == values.shape  # others' values are narrower than their keys (DeepSeek's)
+            and text_config(model)._attn_implementation == "sdpa"
+            and hasattr(torch.ops.aten, _KERNEL)
+        )
 
     def was_read(self) -> bool:
         """Whether every layer's attention has asked for its part, as it does unless a model computes it in its own way."""
@@ -89,11 +101,6 @@ class Beginning:
         )
 
 
-def can_be_apart(model: Model, shared: int) -> bool:
-    """Whether a beginning of so many tokens is worth keeping apart, and this model's attention can ask for it."""
-    return shared >= _LEAST and model.device.type == "cpu" and text_config(model)._attn_implementation == "sdpa"
-
-
 def take_beginning(cache: DynamicCache, of_row_R: Tensor) -> Beginning:
     """Moves all that is in the cache to a beginning, whose entry `of_row_R` stands before each of the rows to come."""
     layers = {index: (layer.keys, layer.values) for index, layer in enumerate(cache.layers)}
@@ -103,8 +110,7 @@ def take_beginning(cache: DynamicCache, of_row_R: Tensor) -> Beginning:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> tuple[Tensor, Tensor]:
     """Attention (R, G, Q, D) and the logarithms of its sums of exponentials (R, G, Q), which the public function leaves out."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended, sums = kernel(query, key, value, attn_mask=mask, scale=scaling)
+    attended, sums = getattr(torch.ops.aten, _KERNEL)(query, key, value, attn_mask=mask, scale=scaling)
     return attended, sums
 
 

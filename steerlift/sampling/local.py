@@ -17,7 +17,7 @@ from steerlift.records.errors import InputError, NotFiniteError
 from steerlift.records.progress import say
 from steerlift.records.types import Completion
 from steerlift.sampling.attention import fast_decoding, go_on_after
-from steerlift.sampling.beginning import Beginning, can_be_apart, take_beginning
+from steerlift.sampling.beginning import Beginning, take_beginning
 from steerlift.sampling.cache import can_split_rows, new_cache
 from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
@@ -218,7 +218,7 @@ class LocalSampler:
             steering.set_weight(weights)
         rests_PT, mask_PT = self._padded([prompt[shared:] for prompt in prompts])
         positions_PT = shared + (mask_PT.cumsum(-1) - 1).clamp(min=0)
-        if beginning is not None and self._keeps_beginnings_apart and can_be_apart(self.model, shared):
+        if beginning is not None and self._keeps_beginnings_apart and beginning.can_be_apart(self.model):
             go_on_after(beginning)
             logits_PV = self._forward(rests_PT, mask_PT, positions_PT, cache)
             if beginning.was_read():

@@ -99,6 +99,17 @@ def test_a_model_that_computes_attention_in_a_way_of_its_own_gets_every_row_whol
     assert [beginning.was_read() for beginning in kept_apart] == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "value_size", "attention", "apart"),
+    [(128, 16, "sdpa", True), (127, 16, "sdpa", False), (128, 8, "sdpa", False), (128, 16, "eager", False)],
+)
+def test_what_is_short_or_cannot_be_asked_for_stays_with_the_rows(tokens, value_size, attention, apart):
+    model = tiny_model("qwen2")
+    model.set_attn_implementation(attention)
+    beginning = Beginning({0: (torch.zeros(1, 2, tokens, 16), torch.zeros(1, 2, tokens, value_size))}, torch.tensor([0]))
+    assert beginning.can_be_apart(model) is apart
+
+
 def test_mixed_precision_keeps_keys_and_values_in_one_format(kept_apart):
     """A rotation under autocast leaves keys in float32; the product that takes them would convert them for every new token."""
     model = tiny_model("qwen2")
