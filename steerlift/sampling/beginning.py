@@ -28,7 +28,7 @@ class Beginning:
         self._take(of_row_R)
 
     def can_be_apart(self, model: Model) -> bool:
-        """Whether it is long enough to be worth keeping apart, and this model's attention can ask for it with torch's kernel."""
+        """Whether it is long enough to be kept apart, and this model's attention can ask for it with torch's kernel."""
         keys, values = next(iter(self.layers.values()))
         return (
             keys.shape[2] >= _LEAST
