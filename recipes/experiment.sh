@@ -69,13 +69,16 @@ stage completion-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --
     --output_path "$RUN/completion-mean.safetensors" --reuse "$RUN/increments.safetensors" "${SAMPLING[@]}"
 stage prompt-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens prompt \
     --output_path "$RUN/prompt-mean.safetensors" "${SAMPLING[@]}"
-for tokens in completion prompt; do
+# MEANS says which of them are worth a search of their weight.
+OTHERS=("$RUN/weight-of-increments/best.safetensors")
+for tokens in ${MEANS-completion prompt}; do
+    OTHERS+=("$RUN/weight-of-$tokens-mean/best.safetensors")
     stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
         --output_dir "$RUN/weight-of-$tokens-mean" --weight_range 0 0.8 "${WEIGHT[@]}"
 done
 SMALLER=(--problems "$PROBLEMS" --eval-size "$CONTROLLED" --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --other_vectors "$RUN"/weight-of-{increments,completion-mean,prompt-mean}/best.safetensors \
+    --other_vectors "${OTHERS[@]}" \
     --controls random negated shuffled cooler format "${SMALLER[@]}" --output_path "$RUN/methods.json" "${SAMPLING[@]}"
 stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 0.25 0.5 0.75 1 1.5 2 \
     "${SMALLER[@]}" --output_path "$RUN/sweep.json" "${SAMPLING[@]}"

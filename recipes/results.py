@@ -206,14 +206,16 @@ def _figures(run: Path) -> Iterator[str]:
 
 def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
     evaluated = {seed: summary["evaluations"]["results"] for seed, summary in seeds.items()}
-    if len(evaluated) > 1:
+    formats = {seed.partition("_")[2] for seed in evaluated}
+    if len(evaluated) > 1 and len(formats) == 1:
         yield from _tables_of_seeds(evaluated)
     else:
-        yield _arms_table("models and vectors", *evaluated.values())
+        for seed, arms in evaluated.items():
+            yield _arms_table(f"models and vectors, seed {_run_name(seed)}", arms)
     first = next(iter(seeds.values()))
     for name, title in (("methods", "methods and controls"), ("sweep", "other weights of the learned vectors")):
         if name in first["evaluations"]:
-            yield _arms_table(title, first["evaluations"][name])
+            yield _arms_table(f"{title}, seed 0", first["evaluations"][name])
     others = {n: a for n, a in first["evaluations"].items() if n not in ("results", "methods", "sweep")}
     if others:
         head = "| transfer, seed 0 | base, pass@1 % | fine-tuned | steered | gap recovered % |"
@@ -239,7 +241,7 @@ def _tables_of_seeds(evaluated: dict[str, dict[str, Any]]) -> Iterator[str]:
         ("pass@1 %, 95 % interval", _score, "pass_at_1"),
         ("gap recovered %, 95 % interval", _gap, "gap_recovered"),
     ):
-        head = f"| {title} | {' | '.join(f'seed {_run_name(seed)}' for seed in evaluated)} | mean |"
+        head = f"| {title} | {' | '.join(f'seed {seed}' for seed in evaluated)} | mean |"
         rows = []
         for name in names:
             arms = [arms.get(name, {}) for arms in evaluated.values()]
@@ -253,7 +255,7 @@ def _tables_of_seeds(evaluated: dict[str, dict[str, Any]]) -> Iterator[str]:
 def _arms_table(title: str, arms: dict[str, Any]) -> str:
     """All arms of one evaluation: scores, and what of them is form."""
     count = arms["base"]["num_eval_problems"]
-    head = f"| {title}, seed 0, {count} problems | pass@1 % | gap recovered % | pass@1 %, leniently | format % | cut off % |"
+    head = f"| {title}, {count} problems | pass@1 % | gap recovered % | pass@1 %, leniently | format % | cut off % |"
     rows = [
         f"| {name} | {_score(arm)} | {_gap(arm)} | {arm['lenient_pass_at_1']:.1f} "
         f"| {arm['format_rate']:.1f} | {arm['truncated_rate']:.1f} |"
