@@ -20,6 +20,4 @@ stage problems steerlift choose --num_completions 0 --problems math --levels 1 2
 
 # The base solves a tenth of 128 training problems once to three times of four: three times as many are asked.
 ANSWERED=384
-# Raw means are extracted, but not evaluated: a search of their weights takes ten minutes.
-MEANS=
 source recipes/qwen_row.sh
