@@ -63,17 +63,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.small.lock:
+            self.counted = True
             self.small.at_once += 1
             self.small.most_at_once = max(self.small.most_at_once, self.small.at_once)
         try:
             self._handle()
         finally:
-            with self.small.lock:
-                self.small.at_once -= 1
+            self._leave()
 
     do_POST = do_GET
 
+    def _leave(self) -> None:
+        """Before the answer goes out: whoever has it may ask the next before this thread is awake again."""
+        with self.small.lock:
+            self.small.at_once -= self.counted
+            self.counted = False
+
     def send(self, status: int, content: Any) -> None:
+        self._leave()
         text = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
