@@ -20,4 +20,6 @@ stage problems steerlift choose --num_completions 0 --problems math --levels 1 2
 
 # The base solves a tenth of 128 training problems once to three times of four: three times as many are asked.
 ANSWERED=384
+# Answers are longer than on GSM8K: controls, other weights and the search have fewer problems.
+CONTROLLED=32
 source recipes/qwen_row.sh
