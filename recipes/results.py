@@ -227,10 +227,11 @@ def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield "\n".join([head, _rule(head), *rows])
     if first["search"]:
         best = first["search"]
+        gap = _gap(best["arms"][DISTILLED])
         yield (
             f"Search, seed 0: of {best['trials']} trials on {best['dev_problems']} development problems the best is "
             f"{best['params']}, {best['score']:.1f} there; on {best['arms']['base']['num_eval_problems']} test problems it "
-            f"reaches {_score(best['arms'][DISTILLED])}, {_gap(best['arms'][DISTILLED])} of the gap."
+            f"reaches {_score(best['arms'][DISTILLED])}{f', {gap} of the gap' if gap else ''}."
         )
 
 
