@@ -6,7 +6,7 @@
 # QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. In bfloat16; DTYPE=float32 is a run of its own,
 # of which no more than the table's first lines was run.
 set -euo pipefail
-SEED=$1
+SEED=${1:?expected a seed, for instance 0}
 ROOT=${RUNS:-runs}
 RUN=$ROOT/qwen-gsm8k-$SEED${DTYPE:+_$DTYPE}
 BASE=${QWEN:-Qwen/Qwen2.5-Coder-0.5B-Instruct}

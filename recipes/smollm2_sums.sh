@@ -5,7 +5,7 @@
 #
 # Run with seeds 0, 1 and 2. About 2 hours of one CPU core, 4 for seed 0, which has all controls; seeds can run side by side.
 set -euo pipefail
-SEED=$1
+SEED=${1:?expected a seed, for instance 0}
 ROOT=${RUNS:-runs}
 RUN=$ROOT/smollm2-sums-$SEED
 BASE=$ROOT/smollm2-base/checkpoint_step_0
