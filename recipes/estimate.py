@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=64, help="of a step")
     parser.add_argument("--tokens", type=int, default=300, help="of a completion")
     options = parser.parse_args()
-    summary = json.loads((options.results / "summary.json").read_text(encoding="utf-8"))
+    path = options.results / "summary.json"
+    if not path.exists():
+        parser.error(f"expected a folder of results/, which has a summary.json; got {options.results}")
+    summary = json.loads(path.read_text(encoding="utf-8"))
     dtype = FORMATS.get(summary["settings"]["grpo"]["dtype"], torch.float32)
     speed, measured_parameters = summary["speed"], summary["bytes"]["checkpoint"] / dtype.itemsize
     here = options.here or matmul_flops(dtype)

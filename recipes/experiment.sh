@@ -5,8 +5,8 @@ MODELS=(--base_model_name "$BASE" --finetuned_checkpoint "$FINETUNED")
 WEIGHT=(--problems "$PROBLEMS" --overwrite --rungs 1 --num_completions_eval 2 --eval-size 8 "${WEIGHTS_TRIED[@]}"
     "${SAMPLING[@]}")
 LEARNED=$RUN/distill/vectors.safetensors
-# Results of other seeds of this row, if they are there: the base is not asked again what it has answered.
-OTHER_SEEDS=$(ls "${RUN%-*}"-[0-9]"${DTYPE:+_$DTYPE}"/results.json 2> /dev/null | grep -v "^$RUN/" || true)
+# The base's answers in runs of other seeds of this row, if they are there: it is not asked again what it has answered.
+OTHER_SEEDS=$(ls "${RUN%-*}"-[0-9]"${DTYPE:+_$DTYPE}"/base/answers.json 2> /dev/null | grep -v "^$RUN/" || true)
 
 # GRPO learns from problems that the base solves sometimes; all scores are on problems of every difficulty.
 stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --output_dir "$RUN/chosen" \

@@ -8,6 +8,6 @@ GRPO=(--gradient_accumulation_steps 8 --warmup_percent 0.25 --final_lr_percent 0
 DISTILL_STEPS=${DISTILL_STEPS:-80}
 DISTILL=(--train_size $((12 * DISTILL_STEPS)) --finetuned_completions 1 --num_train_iters "$DISTILL_STEPS" --gradient_accumulation_steps 12)
 LEARN_STEPS=16 LEARN_GRPO=()
-WEIGHTS_TRIED=(--trials 8 --dev_size 40)
+[ -v WEIGHTS_TRIED ] || WEIGHTS_TRIED=(--trials 8 --dev_size 40)
 SEARCHED=(--trials "${TRIALS:-16}" --rungs 3 --dev_size 48 --num_completions_eval 4)
 source recipes/experiment.sh

@@ -60,5 +60,5 @@ def test_a_stage_runs_once_and_the_seconds_of_every_try_count(recipe, tmp_path):
     assert lines.startswith(once)
     assert lines.count("killed-stopped ") == 2
     assert not (tmp_path / "after").exists()
-    seconds = recipe("results")._seconds(tmp_path / "stages")
+    seconds = recipe("keep")._seconds(tmp_path / "stages")
     assert {name: len(values) for name, values in seconds.items()} == {"copied": 3, "killed-stopped": 3}

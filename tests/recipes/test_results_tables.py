@@ -9,46 +9,54 @@ MOST_BYTES = 5e6
 
 
 def test_the_tables_in_the_docs_are_those_of_the_summaries(recipe):
-    results = recipe("results")
-    made = results.tables(results.RESULTS)
-    assert list(made) == [results.DOCS, results.README]
-    for document, tables in made.items():
-        assert results.filled(document, tables) == document.read_text(encoding="utf-8"), "run: python recipes/results.py tables"
+    tables = recipe("tables")
+    made = tables.tables(tables.RESULTS)
+    assert list(made) == [tables.DOCS, tables.README]
+    for document, places in made.items():
+        assert tables.filled(document, places) == document.read_text(encoding="utf-8"), "run: python recipes/tables.py"
 
 
 def test_tables_without_a_place_in_the_docs_are_told(recipe):
-    results = recipe("results")
-    made = results.tables(results.RESULTS)[results.DOCS]
+    tables = recipe("tables")
+    made = tables.tables(tables.RESULTS)[tables.DOCS]
     with pytest.raises(SystemExit, match=r"places for tables of overview, .*; there are tables of .*, llama-moon"):
-        results.filled(results.DOCS, {**made, "llama-moon": "| |"})
+        tables.filled(tables.DOCS, {**made, "llama-moon": "| |"})
 
 
 def test_another_score_in_a_summary_is_another_table(recipe, tmp_path):
-    results = recipe("results")
-    copy = shutil.copytree(results.RESULTS, tmp_path / "results")
+    tables = recipe("tables")
+    copy = shutil.copytree(tables.RESULTS, tmp_path / "results")
     path = next(copy.glob("smollm2-sums-0/summary.json"))
     summary = json.loads(path.read_text())
     summary["evaluations"]["results"]["base"]["pass_at_1"] += 1
     path.write_text(json.dumps(summary))
-    for document, tables in results.tables(copy).items():
-        assert tables != results.tables(results.RESULTS)[document]
+    for document, places in tables.tables(copy).items():
+        assert places != tables.tables(tables.RESULTS)[document]
+
+
+def test_a_mean_of_some_of_the_seeds_says_of_how_many(recipe, tmp_path):
+    tables = recipe("tables")
+    arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0]}
+    table = next(tables._tables_of_seeds({"0": {"all": arm, "two": arm}, "1": {"all": arm, "two": arm}, "2": {"all": arm}}))
+    means = [line.split(" | ")[-1] for line in table.splitlines()[2:]]
+    assert means == ["50.0 |", "50.0 (of 2) |"]
 
 
 def test_an_evaluation_that_is_added_is_one_more_row(recipe, tmp_path):
-    results = recipe("results")
-    copy = shutil.copytree(results.RESULTS, tmp_path / "results")
-    before = results.tables(copy)[results.DOCS]["smollm2-sums"]
+    tables = recipe("tables")
+    copy = shutil.copytree(tables.RESULTS, tmp_path / "results")
+    before = tables.tables(copy)[tables.DOCS]["smollm2-sums"]
     arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0], "format_rate": 90.0}
     steered = {"1.0": {**arm, "gap_recovered": None}}
     added = tmp_path / "on-the-moon.json"
     added.write_text(json.dumps({"base_model": arm, "finetuned_model": arm, "base_with_steering": steered}))
-    results.add(added, copy / "smollm2-sums-0")
-    rows = set(results.tables(copy)[results.DOCS]["smollm2-sums"].splitlines()) - set(before.splitlines())
+    recipe("keep").add(added, copy / "smollm2-sums-0")
+    rows = set(tables.tables(copy)[tables.DOCS]["smollm2-sums"].splitlines()) - set(before.splitlines())
     assert rows == {"| on the moon | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |  |"}
 
 
 def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(recipe):
-    files = [path for path in recipe("results").RESULTS.rglob("*") if path.is_file()]
+    files = [path for path in recipe("keep").RESULTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".png", ".md", ".html"}
     for path in files:
@@ -58,6 +66,8 @@ def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(
             assert b'"text"' not in content, path
 
 
-def test_a_command_that_is_none_says_what_there_is(recipe):
-    with pytest.raises(SystemExit, match=r"keep RUN \.\.\. \| add RESULTS \.\.\. \| tables"):
-        recipe("results").main(["publish"])
+def test_nothing_to_keep_is_said_in_one_line(recipe, tmp_path):
+    with pytest.raises(SystemExit, match=r"usage: python recipes/keep\.py RUN\|"):
+        recipe("keep").main([])
+    with pytest.raises(SystemExit, match=r"has no learned vectors: expected distill/vectors"):
+        recipe("keep").main([str(tmp_path)])
