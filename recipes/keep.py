@@ -90,7 +90,7 @@ def _write_summary(target: Path, summary: dict[str, Any]) -> None:
 def _scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The arms of a results file by the names that the tables have for them."""
     steered = results["base_with_steering"]
-    arms = {"base": results["base_model"], "fine-tuned": results["finetuned_model"]}
+    arms = {"base": results["base_model"], "fine-tuned": results["finetuned_model"] or {}}
     arms |= {DISTILLED if len(steered) == 1 else f"weight {weight}": arm for weight, arm in steered.items()}
     for arm in results.get("random_control", {}).values():
         arms[ARMS["random_control"]] = arm

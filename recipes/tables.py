@@ -133,15 +133,10 @@ def _task_tables(seeds: dict[str, dict[str, Any]]) -> Iterator[str]:
     for name, title in (("methods", "methods and controls"), ("sweep", "other weights of the learned vectors")):
         if name in first["evaluations"]:
             yield _arms_table(f"{title}, seed 0", first["evaluations"][name])
-    others = {n: a for n, a in first["evaluations"].items() if n not in ("results", "methods", "sweep")}
-    if others:
-        head = "| transfer, seed 0 | base, pass@1 % | fine-tuned | steered | gap recovered % |"
-        rows = [
-            f"| {name.replace('-', ' ')} | {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
-            f"| {_score(arms[DISTILLED])} | {_gap(arms[DISTILLED])} |"
-            for name, arms in others.items()
-        ]
-        yield "\n".join([head, _rule(head), *rows])
+    for seed, summary in seeds.items():
+        transfers = {name: arms for name, arms in summary["evaluations"].items() if name not in ("results", "methods", "sweep")}
+        if transfers:
+            yield _transfer_table(f"transfer, seed {_run_name(seed)}", transfers)
     if first["search"]:
         best = first["search"]
         gap = _gap(best["arms"][DISTILLED])
@@ -171,6 +166,19 @@ def _tables_of_seeds(evaluated: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield "\n".join([head, _rule(head), *rows])
 
 
+def _transfer_table(title: str, evaluations: dict[str, dict[str, Any]]) -> str:
+    """The learned vectors elsewhere; some evaluations have no fine-tuned model."""
+    head = f"| {title} | base, pass@1 % | fine-tuned | steered | less base, points | gap recovered % |"
+    rows = []
+    for name, arms in evaluations.items():
+        steered = arms[DISTILLED]
+        rows.append(
+            f"| {name.replace('-', ' ')} | {_score(arms['base'])} | {_score(arms['fine-tuned'])} "
+            f"| {_score(steered)} | {_difference(steered)} | {_gap(steered)} |"
+        )
+    return "\n".join([head, _rule(head), *rows])
+
+
 def _arms_table(title: str, arms: dict[str, Any]) -> str:
     """All arms of one evaluation: scores, and what of them is form."""
     count = arms["base"]["num_eval_problems"]
@@ -185,6 +193,11 @@ def _arms_table(title: str, arms: dict[str, Any]) -> str:
 
 def _score(arm: dict[str, Any]) -> str:
     return f"{arm['pass_at_1']:.1f} ({arm['ci95'][0]:.1f} to {arm['ci95'][1]:.1f})" if arm else ""
+
+
+def _difference(arm: dict[str, Any]) -> str:
+    low, high = arm["difference_ci95"]
+    return f"{arm['difference_from_base']:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _gap(arm: dict[str, Any]) -> str:

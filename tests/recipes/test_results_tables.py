@@ -42,17 +42,19 @@ def test_a_mean_of_some_of_the_seeds_says_of_how_many(recipe, tmp_path):
     assert means == ["50.0 |", "50.0 (of 2) |"]
 
 
-def test_an_evaluation_that_is_added_is_one_more_row(recipe, tmp_path):
+@pytest.mark.parametrize("finetuned", [True, None])
+def test_an_evaluation_that_is_added_is_one_more_row(recipe, tmp_path, finetuned):
     tables = recipe("tables")
     copy = shutil.copytree(tables.RESULTS, tmp_path / "results")
     before = tables.tables(copy)[tables.DOCS]["smollm2-sums"]
     arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0], "format_rate": 90.0}
-    steered = {"1.0": {**arm, "gap_recovered": None}}
+    steered = {"1.0": {**arm, "gap_recovered": None, "difference_from_base": 2.0, "difference_ci95": [1.0, 3.0]}}
     added = tmp_path / "on-the-moon.json"
-    added.write_text(json.dumps({"base_model": arm, "finetuned_model": arm, "base_with_steering": steered}))
+    added.write_text(json.dumps({"base_model": arm, "finetuned_model": finetuned and arm, "base_with_steering": steered}))
     recipe("keep").add(added, copy / "smollm2-sums-0")
     rows = set(tables.tables(copy)[tables.DOCS]["smollm2-sums"].splitlines()) - set(before.splitlines())
-    assert rows == {"| on the moon | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |  |"}
+    score = "50.0 (40.0 to 60.0)"
+    assert rows == {f"| on the moon | {score} | {score if finetuned else ''} | {score} | 2.0 (1.0 to 3.0) |  |"}
 
 
 def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(recipe):
