@@ -41,10 +41,40 @@ def main(folder: Path, seeds: list[int]) -> None:
 def run_seed(folder: Path, seed: int) -> dict[str, Any]:
     """Every arm of one seed."""
     demo(DemoConfig(folder / "demo", seed=seed))
-    base, finetuned = str(folder / "demo" / "base"), str(folder / "demo" / "finetuned")
+    distill, grpo = trainings(folder, seed)
+    learn(distill)
+    learn(grpo)
+    by_mean = read_json(folder / "demo" / "results.json")
+    weight = by_mean["chosen"]["weight"]
+    controlled = evaluation(folder, seed)
+    by_distill = evaluate(controlled)
+    by_grpo = evaluate(
+        replace(
+            controlled,
+            steering_vectors_path=learned_path(grpo.output_dir),
+            output_path=folder / "grpo.json",
+            controls=(),
+        )
+    )
+    return {
+        "arms": {
+            "base": _scores(by_mean["base_model"]),
+            "fine-tuned": _scores(by_mean["finetuned_model"]),
+            "mean difference": _scores(by_mean["base_with_steering"][weight]) | {"weight": weight},
+            "learned by distillation": _scores(by_distill["base_with_steering"]["1.0"]),
+            "learned by GRPO alone": _scores(by_grpo["base_with_steering"]["1.0"]),
+            **{name: _scores(arm) for name, arm in by_distill["controls"].items()},
+        },
+        "settings": {"distill": _plain(distill), "grpo": _plain(grpo)},
+        "provenance": by_distill["provenance"],
+    }
+
+
+def trainings(folder: Path, seed: int) -> tuple[LearnConfig, LearnConfig]:
+    """Vectors learned by distillation, and by GRPO alone, on the models of the demo in `folder`."""
     distill = LearnConfig(
-        model_name=base,
-        finetuned_checkpoint=finetuned,
+        model_name=str(folder / "demo" / "base"),
+        finetuned_checkpoint=str(folder / "demo" / "finetuned"),
         finetuned_temperature=0.7,
         output_dir=folder / "distill",
         problems="embedded",
@@ -76,32 +106,7 @@ def run_seed(folder: Path, seed: int) -> dict[str, Any]:
         gradient_accumulation_steps=16,
         learning_rate=0.05,
     )
-    learn(distill)
-    learn(grpo)
-    by_mean = read_json(folder / "demo" / "results.json")
-    weight = by_mean["chosen"]["weight"]
-    controlled = evaluation(folder, seed)
-    by_distill = evaluate(controlled)
-    by_grpo = evaluate(
-        replace(
-            controlled,
-            steering_vectors_path=learned_path(grpo.output_dir),
-            output_path=folder / "grpo.json",
-            controls=(),
-        )
-    )
-    return {
-        "arms": {
-            "base": _scores(by_mean["base_model"]),
-            "fine-tuned": _scores(by_mean["finetuned_model"]),
-            "mean difference": _scores(by_mean["base_with_steering"][weight]) | {"weight": weight},
-            "learned by distillation": _scores(by_distill["base_with_steering"]["1.0"]),
-            "learned by GRPO alone": _scores(by_grpo["base_with_steering"]["1.0"]),
-            **{name: _scores(arm) for name, arm in by_distill["controls"].items()},
-        },
-        "settings": {"distill": _plain(distill), "grpo": _plain(grpo)},
-        "provenance": by_distill["provenance"],
-    }
+    return distill, grpo
 
 
 def evaluation(folder: Path, seed: int) -> EvaluateConfig:
