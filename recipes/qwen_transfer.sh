@@ -2,9 +2,10 @@
 # What the distilled vectors of qwen_gsm8k.sh 0 and qwen_math.sh 0, in float32, do elsewhere: on the other task, on the same base; and
 # greedy. They are in this repository, so this needs the base model alone; there is no share of a gain, then. 100 test problems x 2.
 #
-#     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_transfer.sh
+#     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_transfer.sh gsm8k math
 #
-# QWEN and STEERLIFT_DATA can be left out where the Hugging Face hub can be reached. About an hour of one CPU core.
+# One of the tasks alone is the half of it that is asked on its problems: they can run side by side. QWEN and STEERLIFT_DATA can be
+# left out where the Hugging Face hub can be reached. About an hour of one CPU core in all.
 set -euo pipefail
 ROOT=${RUNS:-runs}
 GSM8K=$ROOT/qwen-gsm8k-0_float32 MATH=$ROOT/qwen-math-0_float32
@@ -13,13 +14,20 @@ BASE=${QWEN:-Qwen/Qwen2.5-Coder-0.5B-Instruct}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 SAMPLING=(--few_shot 2 --temperature 0.9 --max_completion_length 160 --num_completions_eval 2 --dtype float32)
 source recipes/transfer.sh
-for task in gsm8k math; do
-    DTYPE=float32 ONLY=problems bash "recipes/qwen_$task.sh" 0
-done
 
-transfer "$GSM8K" own-task "$BASE" None "$GSM8K_VECTORS" gsm8k
-transfer "$GSM8K" vectors-of-math "$BASE" None "$MATH_VECTORS" gsm8k --reuse "$GSM8K/own-task.json"
-transfer "$MATH" own-task "$BASE" None "$MATH_VECTORS" math
-transfer "$MATH" vectors-of-gsm8k "$BASE" None "$GSM8K_VECTORS" math --reuse "$MATH/own-task.json"
-transfer "$GSM8K" temperature-0 "$BASE" None "$GSM8K_VECTORS" gsm8k --temperature 0 --num_completions_eval 1
-transfer "$MATH" temperature-0 "$BASE" None "$MATH_VECTORS" math --temperature 0 --num_completions_eval 1
+on_gsm8k() {
+    transfer "$GSM8K" own-task "$BASE" None "$GSM8K_VECTORS" gsm8k
+    transfer "$GSM8K" vectors-of-math "$BASE" None "$MATH_VECTORS" gsm8k --reuse "$GSM8K/own-task.json"
+    transfer "$GSM8K" temperature-0 "$BASE" None "$GSM8K_VECTORS" gsm8k --temperature 0 --num_completions_eval 1
+}
+
+on_math() {
+    transfer "$MATH" own-task "$BASE" None "$MATH_VECTORS" math
+    transfer "$MATH" vectors-of-gsm8k "$BASE" None "$GSM8K_VECTORS" math --reuse "$MATH/own-task.json"
+    transfer "$MATH" temperature-0 "$BASE" None "$MATH_VECTORS" math --temperature 0 --num_completions_eval 1
+}
+
+for task in "${@:?expected gsm8k, math or both}"; do
+    DTYPE=float32 ONLY=problems bash "recipes/qwen_$task.sh" 0
+    "on_$task"
+done
