@@ -5,7 +5,7 @@
 #     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_transfer.sh gsm8k math
 #
 # One of the tasks alone is the half of it that is asked on its problems: they can run side by side. QWEN and STEERLIFT_DATA can be
-# left out where the Hugging Face hub can be reached. About an hour of one CPU core in all.
+# left out where the Hugging Face hub can be reached. An hour of two CPU cores; the last lines, greedy, have not been run yet.
 set -euo pipefail
 ROOT=${RUNS:-runs}
 GSM8K=$ROOT/qwen-gsm8k-0_float32 MATH=$ROOT/qwen-math-0_float32
