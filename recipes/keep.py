@@ -37,10 +37,12 @@ def keep(run: Path, target: Path) -> None:
 
     A run that is not at its end keeps what it has. Raises SystemExit where there are no learned vectors yet.
     """
-    if not any((run / name).exists() for name in _LEARNED):
+    learned = [run / name for name in _LEARNED if (run / name).exists()]
+    if not learned:
         raise SystemExit(f"{run} has no learned vectors: expected {' or '.join(_LEARNED)}; let its recipe go on")
     target.mkdir(parents=True, exist_ok=True)
-    evaluations = {path.stem: read_json(path) for path in sorted(run.glob("*.json")) if "base_model" in read_json(path)}
+    contents = {path.stem: read_json(path) for path in sorted(run.glob("*.json"))}
+    evaluations = {name: content for name, content in contents.items() if "base_model" in content}
     search = run / "search"
     trainings = [name for name in _TRAININGS if (run / name / "eval_summary.json").exists()]
     scores = {name: _scores(results) for name, results in evaluations.items()}
@@ -65,11 +67,11 @@ def keep(run: Path, target: Path) -> None:
         "settings": {name: read_json(run / name / "config.json") for name in trainings},
         "seconds": _seconds(run / "stages"),
         "speed": _speed(run / "grpo"),
-        "bytes": _bytes(run),
+        "bytes": _bytes(run, learned[0]),
         "provenance": next(iter(evaluations.values()))["provenance"] if evaluations else None,
     }
     _write_summary(target, summary)
-    for source, name in _artefacts(run):
+    for source, name in _artefacts(run, learned):
         with replacing(target / name) as temporary:
             shutil.copyfile(source, temporary)
 
@@ -142,18 +144,18 @@ def _speed(run: Path) -> dict[str, float]:
     return {"sampled_tokens_per_second": median(sampled), "trained_tokens_per_second": median(trained)}
 
 
-def _bytes(run: Path) -> dict[str, int]:
+def _bytes(run: Path, vectors: Path) -> dict[str, int]:
     weights = sorted(run.glob("grpo/checkpoint_step_*"))[-1].glob("model*.safetensors")
     return {
         "checkpoint": sum(path.stat().st_size for path in weights),
-        "vectors": next(run / name for name in _LEARNED if (run / name).exists()).stat().st_size,
+        "vectors": vectors.stat().st_size,
     }
 
 
-def _artefacts(run: Path) -> Iterator[tuple[Path, str]]:
+def _artefacts(run: Path, learned: list[Path]) -> Iterator[tuple[Path, str]]:
     for path in sorted([*run.glob("*.safetensors"), *run.glob("*.png"), *run.glob("*.info.json")]):
         yield path, path.name
-    for path in [run / name for name in _LEARNED if (run / name).exists()]:
+    for path in learned:
         yield path, f"{path.parent.name}.safetensors"
 
 
