@@ -18,6 +18,7 @@ from typing import Any
 
 from arms import ANSWERS, ARMS, BESIDE, DISTILLED, LONGER
 
+from steerlift.records.errors import SteerliftError
 from steerlift.records.runs import read_json, replacing
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -164,11 +165,14 @@ def main(arguments: list[str]) -> None:
     paths = [Path(argument) for argument in arguments]
     if not paths:
         raise SystemExit("usage: python recipes/keep.py RUN|RUN/EVALUATION.json ...")
-    for path in paths:
-        if path.suffix == ".json":
-            add(path, RESULTS / path.parent.name)
-        else:
-            keep(path, RESULTS / path.name)
+    try:
+        for path in paths:
+            if path.suffix == ".json":
+                add(path, RESULTS / path.parent.name)
+            else:
+                keep(path, RESULTS / path.name)
+    except SteerliftError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ on_math() {
 }
 
 for task in "${@:?expected gsm8k, math or both}"; do
+    [[ $task =~ ^(gsm8k|math)$ ]] || { echo "expected gsm8k, math or both; got $task" >&2; exit 2; }
     DTYPE=float32 ONLY=problems bash "recipes/qwen_$task.sh" 0
     "on_$task"
 done

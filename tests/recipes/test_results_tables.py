@@ -73,3 +73,5 @@ def test_nothing_to_keep_is_said_in_one_line(recipe, tmp_path):
         recipe("keep").main([])
     with pytest.raises(SystemExit, match=r"has no learned vectors: expected distill/vectors"):
         recipe("keep").main([str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"smollm2-sums-0/none\.json: no such file"):
+        recipe("keep").main([str(tmp_path / "smollm2-sums-0" / "none.json")])
