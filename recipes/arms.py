@@ -11,6 +11,8 @@ DISTILLED = "learned by distillation"
 # Evaluations of other vectors of the run, which stand in one table with those of the learned ones.
 BESIDE = {
     "results-increments": ARMS["weight-of-increments/best"],
+    "results-completion-mean": ARMS["weight-of-completion-mean/best"],
+    "results-prompt-mean": ARMS["weight-of-prompt-mean/best"],
     # Made by an earlier recipe, which chose no weight.
     "results-increments-once": "increments of the completion mean, weight 1",
     "results-learn-grpo": "learned by GRPO alone",

@@ -14,7 +14,7 @@ stage choose steerlift choose --model_name "$BASE" --problems "$PROBLEMS" --outp
 
 # The models' answers to the test problems, which every evaluation of vectors takes over: ONLY=answers-base runs the base's beside the
 # training. The base is asked once for all seeds, with the same random numbers.
-TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval 4 "${SAMPLING[@]}" --seed 0)
+TEST=(--problems "$PROBLEMS" --eval-size "$TESTED" --num_completions_eval "${ASKED:-4}" "${SAMPLING[@]}" --seed 0)
 ALONE=(--base_model_name "$BASE" --steering_vectors_path None "${TEST[@]}")
 stage answers-base steerlift evaluate "${ALONE[@]}" --finetuned_checkpoint None --output_path "$RUN/base/answers.json" --reuse $OTHER_SEEDS
 
@@ -26,14 +26,23 @@ stage grpo "${TRAIN[@]}" --output_dir "$RUN/grpo" --num_train_iters "$STEPS"
 ANSWERS=$RUN/answers.json
 stage answers steerlift evaluate "${ALONE[@]}" --finetuned_checkpoint "$FINETUNED" --output_path "$ANSWERS" --reuse "$RUN/base/answers.json"
 
-# Means over training problems of what each layer adds, over completion tokens; their weight is chosen on development problems.
-stage increments steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
-    --method increments --output_path "$RUN/increments.safetensors" "${SAMPLING[@]}"
-stage weight-of-increments steerlift search "${MODELS[@]}" --vectors "$RUN/increments.safetensors" \
-    --output_dir "$RUN/weight-of-increments" --weight_range 0.2 0.8 "${WEIGHT[@]}"
-stage evaluate-increments steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
-    --steering_vectors_path "$RUN/weight-of-increments/best.safetensors" \
-    --output_path "$RUN/results-increments.json" --reuse "$ANSWERS"
+# Means over training problems: increments, what each layer adds, over completion tokens; and the raw means that MEANS names (those
+# of the first seed, where it says nothing). Each one's weight is chosen on development problems.
+AVERAGE=(steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" "${SAMPLING[@]}")
+stage increments "${AVERAGE[@]}" --tokens completion --method increments --output_path "$RUN/increments.safetensors"
+stage completion-mean "${AVERAGE[@]}" --tokens completion --output_path "$RUN/completion-mean.safetensors" \
+    --reuse "$RUN/increments.safetensors"
+stage prompt-mean "${AVERAGE[@]}" --tokens prompt --output_path "$RUN/prompt-mean.safetensors"
+weigh() {  # NAME LEAST MOST: the best weight of a file of vectors, and what that has on test problems
+    stage "weight-of-$1" steerlift search "${MODELS[@]}" --vectors "$RUN/$1.safetensors" \
+        --output_dir "$RUN/weight-of-$1" --weight_range "$2" "$3" "${WEIGHT[@]}"
+    stage "evaluate-$1" steerlift evaluate "${MODELS[@]}" --weights 1 "${TEST[@]}" \
+        --steering_vectors_path "$RUN/weight-of-$1/best.safetensors" --output_path "$RUN/results-$1.json" --reuse "$ANSWERS"
+}
+weigh increments 0.2 0.8
+for tokens in ${MEANS-$([ "$SEED" != 0 ] || echo completion prompt)}; do
+    weigh "$tokens-mean" 0 0.8
+done
 
 stage distill steerlift learn "${MODELS[@]}" --problems "$PROBLEMS" --output_dir "$RUN/distill" --resume --objective distill \
     --reuse "$RUN/increments.safetensors" "${DISTILL[@]}" --micro_batch_size "$ROWS" --learning_rate 0.01 \
@@ -63,22 +72,10 @@ if [ "$SEED" != 0 ]; then
     return
 fi
 
-# The first seed only: the raw means, with their weight chosen on development problems; other weights; all controls; a search
-# over vectors, layers and weights.
-stage completion-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens completion \
-    --output_path "$RUN/completion-mean.safetensors" --reuse "$RUN/increments.safetensors" "${SAMPLING[@]}"
-stage prompt-mean steerlift extract "${MODELS[@]}" --problems "$PROBLEMS" --train-size "$AVERAGED" --tokens prompt \
-    --output_path "$RUN/prompt-mean.safetensors" "${SAMPLING[@]}"
-# MEANS says which of them are worth a search of their weight.
-OTHERS=("$RUN/weight-of-increments/best.safetensors")
-for tokens in ${MEANS-completion prompt}; do
-    OTHERS+=("$RUN/weight-of-$tokens-mean/best.safetensors")
-    stage "weight-of-$tokens-mean" steerlift search "${MODELS[@]}" --vectors "$RUN/$tokens-mean.safetensors" \
-        --output_dir "$RUN/weight-of-$tokens-mean" --weight_range 0 0.8 "${WEIGHT[@]}"
-done
+# The first seed only: other weights; all controls; a search over vectors, layers and weights.
 SMALLER=(--problems "$PROBLEMS" --eval-size "$CONTROLLED" --num_completions_eval 4 --reuse "$RUN/results.json")
 stage methods steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 1 \
-    --other_vectors "${OTHERS[@]}" \
+    --other_vectors "$RUN/weight-of-increments/best.safetensors" \
     --controls random negated shuffled cooler format "${SMALLER[@]}" --output_path "$RUN/methods.json" "${SAMPLING[@]}"
 stage sweep steerlift evaluate "${MODELS[@]}" --steering_vectors_path "$LEARNED" --weights 0.25 0.5 0.75 1 1.5 2 \
     "${SMALLER[@]}" --output_path "$RUN/sweep.json" "${SAMPLING[@]}"

@@ -36,11 +36,12 @@ SCORES = (
 def keep(run: Path, target: Path) -> None:
     """Copies the vectors and figures of a run and writes summary.json: all scores, sizes and seconds, no completions.
 
-    A run that is not at its end keeps what it has. Raises SystemExit where there are no learned vectors yet.
+    A run that is not at its end keeps what it has. Raises SystemExit where there are no vectors yet.
     """
-    learned = [run / name for name in _LEARNED if (run / name).exists()]
-    if not learned:
-        raise SystemExit(f"{run} has no learned vectors: expected {' or '.join(_LEARNED)}; let its recipe go on")
+    artefacts = dict(_artefacts(run))
+    vectors = [path for path in artefacts.values() if path.suffix == ".safetensors"]
+    if not vectors:
+        raise SystemExit(f"{run} has no vectors: expected *.safetensors or {' or '.join(_LEARNED)}; let its recipe go on")
     target.mkdir(parents=True, exist_ok=True)
     contents = {path.stem: read_json(path) for path in sorted(run.glob("*.json"))}
     evaluations = {name: content for name, content in contents.items() if "base_model" in content}
@@ -68,11 +69,11 @@ def keep(run: Path, target: Path) -> None:
         "settings": {name: read_json(run / name / "config.json") for name in trainings},
         "seconds": _seconds(run / "stages"),
         "speed": _speed(run / "grpo"),
-        "bytes": _bytes(run, learned[0]),
+        "bytes": _bytes(run, vectors[0]),
         "provenance": next(iter(evaluations.values()))["provenance"] if evaluations else None,
     }
     _write_summary(target, summary)
-    for source, name in _artefacts(run, learned):
+    for name, source in artefacts.items():
         with replacing(target / name) as temporary:
             shutil.copyfile(source, temporary)
 
@@ -153,11 +154,13 @@ def _bytes(run: Path, vectors: Path) -> dict[str, int]:
     }
 
 
-def _artefacts(run: Path, learned: list[Path]) -> Iterator[tuple[Path, str]]:
+def _artefacts(run: Path) -> Iterator[tuple[str, Path]]:
+    """What is kept by its name there, learned vectors first."""
+    for path in (run / name for name in _LEARNED):
+        if path.exists():
+            yield f"{path.parent.name}.safetensors", path
     for path in sorted([*run.glob("*.safetensors"), *run.glob("*.png"), *run.glob("*.info.json")]):
-        yield path, path.name
-    for path in learned:
-        yield path, f"{path.parent.name}.safetensors"
+        yield path.name, path
 
 
 def main(arguments: list[str]) -> None:

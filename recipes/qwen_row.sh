@@ -8,7 +8,5 @@ GRPO=(--lora_r 16 --learning_rate 3e-4 --gradient_accumulation_steps 8 --warmup_
 DISTILL=(--train_size 256 --finetuned_completions 1 --num_train_iters 32 --max_prompt_length 640)
 LEARN_STEPS=8 LEARN_GRPO=(--max_prompt_length 640)
 WEIGHTS_TRIED=(--trials 6 --dev_size 24)
-# Raw means are extracted, but their weights are not searched for, nor are they evaluated: ten minutes more.
-MEANS=
 SEARCHED=(--trials 8 --rungs 2 --dev_size 24 --num_completions_eval 2)
 source recipes/experiment.sh

@@ -92,7 +92,7 @@ def _tasks(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
     """A line for each task: rounded scores, those of several seeds beside each other."""
     rows = []
     for (model, task), seeds in by_task.items():
-        evaluated = [summary["evaluations"]["results"] for summary in seeds.values()]
+        evaluated = [arms for summary in seeds.values() if DISTILLED in (arms := summary["evaluations"]["results"])]
         base, finetuned, distilled = (
             ", ".join(dict.fromkeys(f"{arms[name]['pass_at_1']:.1f}" for arms in evaluated))
             for name in ("base", "fine-tuned", DISTILLED)
@@ -102,7 +102,7 @@ def _tasks(by_task: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
         size = max(summary["bytes"]["vectors"] for summary in seeds.values())
         count = evaluated[0]["base"]["num_eval_problems"]
         rows.append(
-            f"| {MODELS[model]}, {TASKS[task]}; {count} problems, {len(seeds)} run{'s' * (len(seeds) > 1)} "
+            f"| {MODELS[model]}, {TASKS[task]}; {count} problems, {len(evaluated)} run{'s' * (len(evaluated) > 1)} "
             f"| {base} | {finetuned} | {distilled} | {gap} | {size / 1e3:,.0f} kB |"
         )
     head = "| model, task | base, pass@1 % | fine-tuned | base + distilled vectors | of the gain, % | vectors |"

@@ -6,6 +6,7 @@ N tokens that count.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,64 +58,71 @@ def mean_activations(
 ) -> MeanActivations:
     """Runs the decoder body (not the head) over the sequences and averages each layer's output over the chosen tokens.
 
-    What all prompts begin with goes through the model once a batch, where none of it is averaged. Padding never counts.
-    The running sums are float64: bfloat16 sums stick and float32 ones drift.
+    What all prompts begin with goes through the model once a batch, and counts for each of its sequences. Padding never
+    counts. The running sums are float64: bfloat16 sums stick and float32 ones drift.
     Raises InputError when there is no token to average.
     """
     layers = decoder_layers(model)
     body = decoder_body(model)
-    sums = {index: _RunningSums() for index in layers}
-    count = 0
-    beginning = _uncounted_beginning(body, sequences, tokens)
-    if beginning:
-        sequences = [TokenSequence(s.ids[len(beginning) :], s.start - len(beginning)) for s in sequences]
-        include_first_position = True  # position 0 is in the beginning
-    readers = {index: layer_sums.read for index, layer_sums in sums.items()}
-    for batch in _batches(sequences):
-        ids_BT, mask_BT, chosen_BT = _tensors(batch, tokens, include_first_position, model.device)
+    sums = _RunningSums(list(layers))
+    readers = {index: partial(sums.read, index) for index in layers}
+    beginning = _common_beginning(body, sequences)
+    first = 0 if include_first_position else 1
+    beginning_counts_N = torch.arange(len(beginning) if tokens == "prompt" else 0, device=model.device)[first:]
+    rests = [TokenSequence(s.ids[len(beginning) :], s.start - len(beginning)) for s in sequences]
+    for batch in _batches(rests):
+        # Position 0 is in the beginning, where there is one.
+        ids_BT, mask_BT, chosen_BT = _tensors(batch, tokens, include_first_position or bool(beginning), model.device)
         chosen_N = chosen_BT.flatten().nonzero().squeeze(1)
-        for layer_sums in sums.values():
-            layer_sums.chosen_N = chosen_N
-        count += len(chosen_N)
-        context = _begun(body, beginning, len(batch)) if beginning else None
         with layer_hooks(layers, readers):
-            if context is None:
-                body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-            else:
+            if beginning:
+                sums.choose(beginning_counts_N, times=len(batch))
+                context = _begun(body, beginning, len(batch))
+                sums.choose(chosen_N)
                 context.read(ids_BT, mask_BT)
+            else:
+                sums.choose(chosen_N)
+                body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         if on_done is not None:
             on_done(len(batch))
-    if not count:
+    if not sums.count:
         raise InputError(
             f"found no {tokens} token to average in {len(sequences)} sequences; give longer ones or other --tokens"
         )
     return MeanActivations(
-        torch.stack([layer_sums.states_H for layer_sums in sums.values()]) / count,
-        torch.stack([layer_sums.norms for layer_sums in sums.values()]) / count,
-        count,
+        torch.stack(list(sums.states.values())) / sums.count, torch.stack(list(sums.norms.values())) / sums.count, sums.count
     )
 
 
 class _RunningSums:
-    """Sums of one layer's states and of their norms over the tokens that count."""
+    """Sums of each layer's states, shape (H,), and of their norms over the tokens that count."""
 
-    def __init__(self) -> None:
-        self.chosen_N = torch.empty(0, dtype=torch.long)
-        self.states_H = torch.zeros((), dtype=torch.float64)
-        self.norms = torch.zeros((), dtype=torch.float64)
+    def __init__(self, layers: list[int]) -> None:
+        self.count = 0
+        self.states = dict.fromkeys(layers, torch.zeros((), dtype=torch.float64))
+        self.norms = dict.fromkeys(layers, torch.zeros((), dtype=torch.float64))
+        self._chosen_N = torch.empty(0, dtype=torch.long)
+        self._times = 1
 
-    def read(self, hidden_BTH: Tensor) -> None:
+    def choose(self, chosen_N: Tensor, times: int = 1) -> None:
+        """Which tokens of the next pass count, by their places in the flattened batch, and how often each."""
+        self._chosen_N = chosen_N
+        self._times = times
+        self.count += times * len(chosen_N)
+
+    def read(self, layer: int, hidden_BTH: Tensor) -> None:
         """A forward hook's view of a layer's output; changes nothing."""
-        chosen_NH = hidden_BTH.flatten(0, 1)[self.chosen_N].float()
+        chosen_NH = hidden_BTH.flatten(0, 1)[self._chosen_N].float()
         # Apple's devices have no float64: there a batch is summed in float32, and only the running sums are float64.
         wide = torch.float32 if chosen_NH.device.type == "mps" else torch.float64
-        self.states_H = self.states_H + chosen_NH.sum(0, dtype=wide).cpu().double()
-        self.norms = self.norms + torch.linalg.vector_norm(chosen_NH, dim=-1).sum(dtype=wide).cpu().double()
+        norms = torch.linalg.vector_norm(chosen_NH, dim=-1).sum(dtype=wide)
+        self.states[layer] = self.states[layer] + self._times * chosen_NH.sum(0, dtype=wide).cpu().double()
+        self.norms[layer] = self.norms[layer] + self._times * norms.cpu().double()
 
 
-def _uncounted_beginning(body: nn.Module, sequences: Sequence[TokenSequence], tokens: TokenChoice) -> tuple[int, ...]:
-    """The tokens that all prompts begin with, where none of them is averaged and the model can go on from them."""
-    if tokens == "prompt" or not can_share_beginnings(body):
+def _common_beginning(body: nn.Module, sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
+    """The tokens that all prompts begin with, where the model can go on from them and that saves something."""
+    if not can_share_beginnings(body):
         return ()
     prompts = {sequence.ids[: sequence.start] for sequence in sequences}
     return sequences[0].ids[: common_prefix(prompts)] if sequences else ()
