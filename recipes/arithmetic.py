@@ -10,9 +10,10 @@ test problems in its own.
 
 import json
 import random
-import sys
 from itertools import combinations_with_replacement
 from pathlib import Path
+
+from as_command import as_command
 
 from steerlift.records.runs import replacing
 
@@ -65,6 +66,4 @@ def _write(folder: Path, train: list[Row], test: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python recipes/arithmetic.py FOLDER")
-    main(Path(sys.argv[1]))
+    as_command(main)

@@ -6,9 +6,8 @@ Every matrix is cut into runs of 32 numbers that share one float16 scale. The ro
 dtype, so that everything loads the folder as it loads the original.
 """
 
-import sys
-
 import torch
+from as_command import as_command
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +35,4 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("usage: python recipes/eight_bit.py MODEL FOLDER")
-    main(*sys.argv[1:])
+    as_command(main)

@@ -8,17 +8,19 @@ any score. Everything is reported on 400 test problems x 4 completions, temperat
 two processes can share the seeds; the last to end prints the tables of all that are there.
 """
 
-import sys
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from as_command import as_command
+
 from steerlift.commands.demo import demo
 from steerlift.commands.demo_config import DemoConfig
 from steerlift.evaluation.config import EvaluateConfig
 from steerlift.evaluation.evaluate import evaluate
+from steerlift.records.errors import InputError
 from steerlift.records.runs import read_json, write_json
 from steerlift.training.learn import learn, learned_path
 from steerlift.training.learn_config import LearnConfig
@@ -29,6 +31,8 @@ SCORES = ("pass_at_1", "ci95", "gap_recovered", "gap_recovered_ci95", "lenient_p
 
 def main(folder: Path, seeds: list[int]) -> None:
     """Runs what is missing and prints the tables."""
+    if not seeds:
+        raise InputError("expected seeds after the folder, for instance 0 1 2 3 4")
     for seed in seeds:
         if not (folder / f"seed{seed}.json").exists():
             write_json(folder / f"seed{seed}.json", run_seed(folder / f"seed{seed}", seed))
@@ -155,4 +159,4 @@ def _plain(config: LearnConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]])
+    as_command(main)

@@ -7,15 +7,16 @@ Each way averages states of 1,000 training problems; its weight is chosen on 120
 400 test problems, 4 completions each, temperature 1. Prints a table: what each recovers of the gap, per seed and on average.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from as_command import as_command
 from torch import Tensor
 
 from steerlift.extraction.activations import TokenSequence, mean_activations
 from steerlift.problems.load import load_problems
+from steerlift.records.errors import InputError
 from steerlift.records.runs import read_json
 from steerlift.sampling.local import LocalSampler
 from steerlift.sampling.rollouts import Task, prompt_ids, rollouts
@@ -85,6 +86,8 @@ WAYS: dict[str, Callable[[States], Tensor]] = {
 
 def main(folders: list[Path]) -> None:
     """Prints a line as each figure comes, then the table."""
+    if not folders:
+        raise InputError("expected the folders of finished demos")
     shares: dict[str, list[float]] = {}
     for folder in folders:
         for way, share in _shares(folder).items():
@@ -128,4 +131,4 @@ def _score(
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    as_command(main)

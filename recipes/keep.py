@@ -9,7 +9,6 @@ recipes/tables.py makes the tables in the docs of it.
 import json
 import re
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from statistics import median
 from typing import Any
 
 from arms import ANSWERS, ARMS, BESIDE, DISTILLED, LONGER
+from as_command import as_command
 
-from steerlift.records.errors import SteerliftError
+from steerlift.records.errors import InputError
 from steerlift.records.runs import read_json, replacing
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -36,12 +36,12 @@ SCORES = (
 def keep(run: Path, target: Path) -> None:
     """Copies the vectors and figures of a run and writes summary.json: all scores, sizes and seconds, no completions.
 
-    A run that is not at its end keeps what it has. Raises SystemExit where there are no vectors yet.
+    A run that is not at its end keeps what it has. Raises InputError where there are no vectors yet.
     """
     artefacts = dict(_artefacts(run))
     vectors = [path for path in artefacts.values() if path.suffix == ".safetensors"]
     if not vectors:
-        raise SystemExit(f"{run} has no vectors: expected *.safetensors or {' or '.join(_LEARNED)}; let its recipe go on")
+        raise InputError(f"{run} has no vectors: expected *.safetensors or {' or '.join(_LEARNED)}; let its recipe go on")
     target.mkdir(parents=True, exist_ok=True)
     contents = {path.stem: read_json(path) for path in sorted(run.glob("*.json"))}
     evaluations = {name: content for name, content in contents.items() if "base_model" in content}
@@ -163,20 +163,16 @@ def _artefacts(run: Path) -> Iterator[tuple[str, Path]]:
         yield path.name, path
 
 
-def main(arguments: list[str]) -> None:
-    """Keeps the runs and adds the evaluations that the arguments name."""
-    paths = [Path(argument) for argument in arguments]
+def main(paths: list[Path]) -> None:
+    """Keeps finished runs, and adds evaluations (RUN/NAME.json) to runs that are kept."""
     if not paths:
-        raise SystemExit("usage: python recipes/keep.py RUN|RUN/EVALUATION.json ...")
-    try:
-        for path in paths:
-            if path.suffix == ".json":
-                add(path, RESULTS / path.parent.name)
-            else:
-                keep(path, RESULTS / path.name)
-    except SteerliftError as error:
-        raise SystemExit(str(error)) from None
+        raise InputError("nothing to keep: expected folders of runs, or evaluations (RUN/NAME.json) of runs that are kept")
+    for path in paths:
+        if path.suffix == ".json":
+            add(path, RESULTS / path.parent.name)
+        else:
+            keep(path, RESULTS / path.name)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    as_command(main)

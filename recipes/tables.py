@@ -13,7 +13,9 @@ from statistics import mean
 from typing import Any
 
 from arms import BESIDE, DISTILLED
+from as_command import as_command
 
+from steerlift.records.errors import InputError
 from steerlift.records.runs import read_json, replacing
 
 REPOSITORY = Path(__file__).parent.parent
@@ -55,11 +57,11 @@ def tables(results: Path) -> dict[Path, dict[str, str]]:
 
 
 def filled(document: Path, made: dict[str, str]) -> str:
-    """The text of the document with these tables in their places. Raises SystemExit when places and tables are not the same."""
+    """The text of the document with these tables in their places. Raises InputError when places and tables are not the same."""
     text = document.read_text(encoding="utf-8")
     places = [name for _, name, _, _ in PLACE.findall(text)]
     if sorted(places) != sorted(made):
-        raise SystemExit(f"{document} has places for tables of {', '.join(places)}; there are tables of {', '.join(made)}")
+        raise InputError(f"{document} has places for tables of {', '.join(places)}; there are tables of {', '.join(made)}")
     return PLACE.sub(lambda place: f"{place[1]}\n{made[place[2]]}\n{place[4]}", text)
 
 
@@ -222,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

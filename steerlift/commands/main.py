@@ -174,13 +174,13 @@ _OF_ONE_PROCESS = (CheckpointError, NotFiniteError, OutOfMemoryError)
 
 def main() -> int:
     """`steerlift <verb> ...`: the console command. Returns the exit code."""
-    return _guarded(lambda: _dispatch(sys.argv[1:]))
+    return guarded(lambda: _dispatch(sys.argv[1:]))
 
 
 def run_verb(verb: str) -> int:
     """One verb with its options from the command line, for the scripts named as in the original."""
     config_type, _ = _VERBS[verb]
-    return _guarded(lambda: _run(_parse(config_type, sys.argv[1:])))
+    return guarded(lambda: _run(_parse(config_type, sys.argv[1:])))
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -221,7 +221,7 @@ def _run(config: object) -> None:
         run(config)
 
 
-def _guarded(action: Callable[[], None]) -> int:
+def guarded(action: Callable[[], None]) -> int:
     """Runs the action; the user's own mistakes become one line and exit code 2, Ctrl-C exit code 130.
 
     A reader that leaves, as `| head` does, is no mistake: exit code 141, as a shell has it.

@@ -2,9 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from steerlift.records.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
 MOST_BYTES = 5e6
 
 
@@ -19,7 +25,7 @@ def test_the_tables_in_the_docs_are_those_of_the_summaries(recipe):
 def test_tables_without_a_place_in_the_docs_are_told(recipe):
     tables = recipe("tables")
     made = tables.tables(tables.RESULTS)[tables.DOCS]
-    with pytest.raises(SystemExit, match=r"places for tables of overview, .*; there are tables of .*, llama-moon"):
+    with pytest.raises(InputError, match=r"places for tables of overview, .*; there are tables of .*, llama-moon"):
         tables.filled(tables.DOCS, {**made, "llama-moon": "| |"})
 
 
@@ -68,10 +74,16 @@ def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(
             assert b'"text"' not in content, path
 
 
-def test_nothing_to_keep_is_said_in_one_line(recipe, tmp_path):
-    with pytest.raises(SystemExit, match=r"usage: python recipes/keep\.py RUN\|"):
-        recipe("keep").main([])
-    with pytest.raises(SystemExit, match=r"has no vectors: expected .* or distill/vectors"):
-        recipe("keep").main([str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"smollm2-sums-0/none\.json: no such file"):
-        recipe("keep").main([str(tmp_path / "smollm2-sums-0" / "none.json")])
+def test_nothing_to_keep_is_said_in_one_line_and_ends_with_2(tmp_path):
+    def told(*arguments):
+        command = [sys.executable, "recipes/keep.py", *map(str, arguments)]
+        ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        return ended.stderr
+
+    assert told(tmp_path).startswith(
+        f"error: {tmp_path} has no vectors: expected *.safetensors or distill/vectors.safetensors or"
+    )
+    missing = tmp_path / "smollm2-sums-0" / "none.json"
+    assert told(missing).startswith(f"error: {missing}: no such file")
+    assert told().startswith("error: nothing to keep: expected ")
