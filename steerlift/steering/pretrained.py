@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from steerlift.records.errors import InputError, MissingDependencyError, MissingInputError
+from steerlift.records.progress import say
 from steerlift.steering.adapters import adapter_base
 
 
@@ -58,11 +60,19 @@ def _checked_base(name: str) -> str | None:
 def _checked_whole(name: str) -> str:
     folder = Path(name).expanduser()
     if not (name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()):
+        if folder.parent.is_dir():
+            _say_that_it_is_a_hub_id(name)
         return name
     if not (folder / "config.json").is_file():
         found = "a folder without config.json" if folder.is_dir() else "no such folder"
         raise MissingInputError(f"model {name}: {found}; expected a folder with a saved model, or a hub id (owner/name)")
     return str(folder)
+
+
+@cache
+def _say_that_it_is_a_hub_id(name: str) -> None:
+    """Once: it may be a slip in the name of a folder, which shows late, as an unreachable hub is asked for a minute."""
+    say(f"model {name}: no such folder here, so this is a hub id")
 
 
 def whole_config(source: Source) -> Any:  # noqa: ANN401 - transformers is untyped

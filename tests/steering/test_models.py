@@ -87,6 +87,14 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
     assert checked_name("owner/name") == "owner/name"
 
 
+def test_a_name_in_a_folder_that_is_here_is_said_once_to_be_a_hub_id(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/slip", "runs/slip", "owner/name"):
+        assert checked_name(name) == name
+    assert capsys.readouterr().err == "model runs/slip: no such folder here, so this is a hub id\n"
+
+
 @pytest.mark.parametrize("decodes", [False, True])
 def test_a_model_whose_tokens_see_those_after_them_is_refused(tmp_path, decodes):
     # transformers loads BERT as a language model either way.
