@@ -23,6 +23,7 @@ from steerlift.sampling.draws import choose_tokens, uniforms
 from steerlift.sampling.generate import decode_with_generate
 from steerlift.sampling.room import rows_that_fit
 from steerlift.sampling.sampler import OnDone, OnToken, Request, SamplingOptions
+from steerlift.sampling.written import Written
 from steerlift.steering.apply import Steering, steer
 from steerlift.steering.models import Model, Tokenizer, decoder_body, end_token_ids
 from steerlift.steering.shared_context import allows_gaps, common_beginning
@@ -30,8 +31,6 @@ from steerlift.steering.vectors import SteeringVectors
 
 # A shorter beginning costs more as a forward pass of its own than it saves.
 _LEAST_SHARED = 16
-# Rows that have ended stay in the batch until they are this share of it: taking them out copies all that is left.
-_MOST_ENDED = 1 / 8
 
 T = TypeVar("T")
 
@@ -136,58 +135,48 @@ class LocalSampler:
         on_token: OnToken | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and logprobs, shape (rows, max_completion_length), and lengths, shape (rows,)."""
-        device, limit = self.model.device, options.max_completion_length
+        limit = options.max_completion_length
         cache = new_cache(self.model)
         logits_PV, mask_PT, last_P, beginning = self._prefill(requests, steering, cache)
 
         # From here on a row is a completion: each takes over its prompt's cache.
-        prompt_of_row = torch.tensor(_per_row(list(range(len(requests))), requests), device=device)
-        weights_R = torch.tensor(_per_row([request.weight for request in requests], requests))
-        _select(prompt_of_row, cache, beginning)
-        logits_RV = logits_PV[prompt_of_row]
-        positions_R = last_P[prompt_of_row]
-        prompt_length = mask_PT.shape[1]
-        mask_RT = torch.nn.functional.pad(mask_PT[prompt_of_row], (0, limit), value=1)
-        draws_RT = uniforms([seed for request in requests for seed in request.seeds], limit).to(device)
-        request_of_row = _per_row(requests, requests)
-        rows = torch.arange(len(prompt_of_row), device=device)  # the rows in the batch
-        running_R = torch.ones_like(rows, dtype=torch.bool)  # and which of them have not ended
+        request_N = _per_row(requests, requests)
+        prompt_R = torch.tensor(_per_row(list(range(len(requests))), requests), device=self.model.device)
+        _select(prompt_R, cache, beginning)
+        logits_RV, positions_R = logits_PV[prompt_R], last_P[prompt_R]
+        mask_RT = torch.nn.functional.pad(mask_PT[prompt_R], (0, limit), value=1)
+        weights_N = torch.tensor([request.weight for request in request_N])
+        draws_NT = uniforms([seed for request in requests for seed in request.seeds], limit).to(self.model.device)
+        written = Written(len(request_N), limit, self.model.device)
         if steering is not None:
-            steering.set_weight(weights_R)
+            steering.set_weight(weights_N)
 
-        tokens_RT = torch.zeros(len(rows), limit, dtype=torch.long, device=device)
-        logprobs_RT = torch.zeros(len(rows), limit, device=device)
-        lengths_R = torch.full((len(rows),), limit, device=device)
         for step in range(limit):
-            tokens_R, logprobs_R = choose_tokens(logits_RV, draws_RT[rows, step], options.temperature)
-            if not bool(torch.isfinite(logprobs_R[running_R]).all()):
+            tokens_R, logprobs_R = choose_tokens(logits_RV, draws_NT[written.completion_R, step], options.temperature)
+            if not bool(torch.isfinite(logprobs_R[written.running_R]).all()):
                 raise NotFiniteError(f"{type(self.model).__name__}: its logits are not finite; its weights are damaged")
-            going = rows[running_R]
-            tokens_RT[going, step], logprobs_RT[going, step] = tokens_R[running_R], logprobs_R[running_R]
+            going = written.add(tokens_R, logprobs_R)
             if on_token is not None:
-                for row in going.tolist():
-                    on_token(request_of_row[row], int(tokens_RT[row, step]), float(logprobs_RT[row, step]))
-            ended_R = running_R & torch.isin(tokens_R, self._end_ids)
-            if bool(ended_R.any()):
-                lengths_R[rows[ended_R]] = step + 1
-                on_done(int(ended_R.sum()))
-                running_R &= ~ended_R
-                keep = running_R.nonzero().squeeze(1)
-                if len(keep) == 0:
-                    return tokens_RT, logprobs_RT, lengths_R
-                if len(keep) <= (1 - _MOST_ENDED) * len(rows):
-                    rows, tokens_R, mask_RT, positions_R = rows[keep], tokens_R[keep], mask_RT[keep], positions_R[keep]
-                    running_R = running_R[keep]
+                for n in going.tolist():
+                    on_token(request_N[n], int(written.tokens_NT[n, step]), float(written.logprobs_NT[n, step]))
+            ended = written.end(torch.isin(tokens_R, self._end_ids))
+            if ended:
+                on_done(ended)
+                if not bool(written.running_R.any()):
+                    break
+                keep = written.leave()
+                if keep is not None:
+                    tokens_R, mask_RT, positions_R = tokens_R[keep], mask_RT[keep], positions_R[keep]
                     _select(keep, cache, beginning)
                     if steering is not None:
-                        steering.set_weight(weights_R[rows.cpu()])
+                        steering.set_weight(weights_N[written.completion_R.cpu()])
             if step + 1 < limit:
                 positions_R = positions_R + 1
-                logits_RV = self._forward(
-                    tokens_R[:, None], mask_RT[:, : prompt_length + step + 1], positions_R[:, None], cache
-                )
-        on_done(int(running_R.sum()))
-        return tokens_RT, logprobs_RT, lengths_R
+                seen_RT = mask_RT[:, : mask_PT.shape[1] + step + 1]
+                logits_RV = self._forward(tokens_R[:, None], seen_RT, positions_R[:, None], cache)
+        if bool(written.running_R.any()):
+            on_done(int(written.running_R.sum()))
+        return written.tokens_NT, written.logprobs_NT, written.lengths_N
 
     def _prefill(
         self, requests: list[Request], steering: Steering | None, cache: DynamicCache
