@@ -74,6 +74,38 @@ def test_what_is_kept_is_small_and_holds_neither_weights_nor_paths_of_a_machine(
             assert b'"text"' not in content, path
 
 
+def test_a_run_without_learned_vectors_keeps_its_means_and_stands_in_the_first_table_alone(recipe, tmp_path):
+    run, results = tmp_path / "qwen-math-7", tmp_path / "results"
+    arm = {"pass_at_1": 50.0, "ci95": [40.0, 60.0], "num_eval_problems": 9, "lenient_pass_at_1": 51.0}
+    arm |= {"format_rate": 90.0, "truncated_rate": 1.0}
+    both = {"base_model": arm, "finetuned_model": arm, "provenance": {}}
+    mean = {**arm, "pass_at_1": 55.0, "gap_recovered": 70.0, "gap_recovered_ci95": [60.0, 80.0]}
+    files = {
+        "answers.json": {**both, "base_with_steering": {}},
+        "results-completion-mean.json": {**both, "base_with_steering": {"1.0": mean}},
+        "chosen/choose.json": {"counts": {}, "completions_per_problem": 4, "histogram": {}, "settings": {}},
+        "grpo/eval_summary.json": {},
+        "grpo/config.json": {},
+        "grpo/metrics.jsonl": {"update_seconds": 2, "sampling_seconds": 1, "tokens_per_second": 8, "no_signal_rate": 0},
+    }
+    for name, content in files.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(json.dumps(content))
+    (run / "stages").write_text("choose 3600 1800 1800\n")
+    for name, size in (("completion-mean.safetensors", 7000), ("grpo/checkpoint_step_4/model.safetensors", 3_000_000)):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(b"0" * size)
+    recipe("keep").keep(run, results / run.name)
+    assert {path.name for path in (results / run.name).iterdir()} == {"summary.json", "completion-mean.safetensors"}
+    shutil.copytree(recipe("tables").RESULTS / "qwen-math-0_float32", results / "qwen-math-0_float32")
+    made = recipe("tables").tables(results)
+    row = "| 7 | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |  |  |  | 3 MB | 7 kB | 1.0 |"
+    assert made[recipe("tables").DOCS]["overview"].endswith(row)
+    row = "| completion mean, weight chosen on dev problems | 55.0 (40.0 to 60.0) | 70 (60 to 80) | 51.0 | 90.0 | 1.0 |"
+    assert row in made[recipe("tables").DOCS]["qwen-math"]
+    assert "200 problems, 1 run |" in made[recipe("tables").README]["tasks"]
+
+
 def test_nothing_to_keep_is_said_in_one_line_and_ends_with_2(tmp_path):
     def told(*arguments):
         command = [sys.executable, "recipes/keep.py", *map(str, arguments)]
