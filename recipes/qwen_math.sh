@@ -23,8 +23,8 @@ ANSWERED=384
 # Answers are longer than on GSM8K: controls, other weights and the search have fewer problems.
 CONTROLLED=32
 # The first seed was run before raw means were evaluated. Those of seed 1 are, on a slower machine: half as many training problems to
-# choose from, and half as many answers to each test problem.
+# choose from, half as many test problems, and half as many answers to each.
 if [ "$SEED" != 0 ]; then
-    ANSWERED=192 ASKED=2 MEANS="completion prompt"
+    ANSWERED=192 TESTED=100 ASKED=2 MEANS="completion prompt"
 fi
 source recipes/qwen_row.sh
