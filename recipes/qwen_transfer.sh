@@ -18,12 +18,20 @@ source recipes/transfer.sh
 on_gsm8k() {
     transfer "$GSM8K" own-task "$BASE" None "$GSM8K_VECTORS" gsm8k
     transfer "$GSM8K" vectors-of-math "$BASE" None "$MATH_VECTORS" gsm8k --reuse "$GSM8K/own-task.json"
+    # The raw mean of the run's increments, at the weight that its development problems had chosen (docs/log.md).
+    python recipes/raw_mean.py results/qwen-gsm8k-0_float32/increments.safetensors "$GSM8K/completion-mean.safetensors"
+    transfer "$GSM8K" completion-mean-at-0.34 "$BASE" None "$GSM8K/completion-mean.safetensors" gsm8k \
+        --weights 0.34 --reuse "$GSM8K/own-task.json"
     transfer "$GSM8K" temperature-0 "$BASE" None "$GSM8K_VECTORS" gsm8k --temperature 0 --num_completions_eval 1
 }
 
 on_math() {
     transfer "$MATH" own-task "$BASE" None "$MATH_VECTORS" math
     transfer "$MATH" vectors-of-gsm8k "$BASE" None "$GSM8K_VECTORS" math --reuse "$MATH/own-task.json"
+    # At the weight that the development problems of seed 1 chose.
+    python recipes/raw_mean.py results/qwen-math-0_float32/increments.safetensors "$MATH/completion-mean.safetensors"
+    transfer "$MATH" completion-mean-at-0.5 "$BASE" None "$MATH/completion-mean.safetensors" math \
+        --weights 0.5 --reuse "$MATH/own-task.json"
     transfer "$MATH" temperature-0 "$BASE" None "$MATH_VECTORS" math --temperature 0 --num_completions_eval 1
 }
 

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import pytest
 import torch
+
+from steerlift.records.errors import InputError
+from steerlift.steering.vectors import SteeringVectors
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,6 +32,16 @@ def test_no_sum_of_the_test_is_trained_on_whatever_its_order(recipe, tmp_path):
     of_hundreds = [{tuple(sorted(two)) for two in numbers("hundreds", split)} for split in ("train", "test")]
     assert [len(pairs) for pairs in of_hundreds] == [1500, 400]
     assert not of_hundreds[0] & of_hundreds[1]
+
+
+def test_the_raw_mean_of_increments_is_what_they_were_taken_from(recipe):
+    mean = SteeringVectors({layer: torch.randn(8) for layer in range(5)}, {"method": "mean_difference", "tokens": "completion"})
+    again = recipe("raw_mean").raw_mean(mean.increments())
+    assert again.metadata == mean.metadata
+    for layer, vector in mean.layers.items():
+        torch.testing.assert_close(again.layers[layer], vector)
+    with pytest.raises(InputError, match="expected increments of every layer"):
+        recipe("raw_mean").raw_mean(mean)
 
 
 def test_eight_bits_are_those_of_gguf(recipe):
