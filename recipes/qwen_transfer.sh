@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the distilled vectors of qwen_gsm8k.sh 0 and qwen_math.sh 0, in float32, do elsewhere: on the other task, on the same base; and
-# greedy; and what the raw means of the same runs do. They are in this repository, so this needs the base model alone; there is no share of a gain, then. 100 test problems x 2.
+# greedy; and what the raw means of the same runs do. They are in this repository, so this needs the base model alone; there is no share
+# of a gain, then. 100 test problems x 2.
 #
 #     QWEN=folder-with-the-model STEERLIFT_DATA=folder-with-the-problems bash recipes/qwen_transfer.sh gsm8k math
 #
