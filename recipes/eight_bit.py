@@ -11,6 +11,8 @@ from as_command import as_command
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from steerlift.steering.pretrained import checked_name, from_pretrained
+
 BLOCK = 32
 
 
@@ -24,7 +26,7 @@ def rounded(weight: Tensor) -> Tensor:
 
 def main(source: str, target: str) -> None:
     """Rounds every matrix whose size allows it and saves the model."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    model = from_pretrained(AutoModelForCausalLM, checked_name(source), dtype="auto")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2 and parameter.numel() % BLOCK == 0:

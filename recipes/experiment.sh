@@ -19,7 +19,7 @@ ALONE=(--base_model_name "$BASE" --steering_vectors_path None "${TEST[@]}")
 stage answers-base steerlift evaluate "${ALONE[@]}" --finetuned_checkpoint None --output_path "$RUN/base/answers.json" --reuse $OTHER_SEEDS
 
 TRAIN=(steerlift train --model_name "$BASE" --problems "$RUN/chosen" --resume --num_chains 8 --micro_batch_size "$ROWS"
-    --max_grad_norm 1 --weight_decay 0 --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints 1
+    --max_grad_norm 1 --weight_decay 0 --eval_split dev "${DEV[@]}" --eval_every 8 --save_every 2 --keep_checkpoints "$((1 + (STEPS - CHECKPOINT) / 2))"
     "${SAMPLING[@]}" "${GRPO[@]}")
 stage grpo "${TRAIN[@]}" --output_dir "$RUN/grpo" --num_train_iters "$STEPS"
 

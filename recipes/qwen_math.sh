@@ -23,8 +23,14 @@ ANSWERED=384
 # Answers are longer than on GSM8K: controls, other weights and the search have fewer problems.
 CONTROLLED=32
 # The first seed was run before raw means were evaluated. Those of seed 1 are, on a slower machine: half as many training problems to
-# choose from, half as many test problems, and half as many answers to each.
+# choose from, half as many test problems, and half as many answers to each; and of GRPO the model after four of its eight steps.
 if [ "$SEED" != 0 ]; then
-    ANSWERED=192 TESTED=100 ASKED=2 MEANS="completion prompt"
+    ANSWERED=192 TESTED=100 ASKED=2 CHECKPOINT=4 MEANS="completion prompt"
 fi
 source recipes/qwen_row.sh
+
+if [ "$SEED" != 0 ]; then
+    # At the weight that both runs of seed 0 chose.
+    stage increments-at-0.78 steerlift evaluate "${MODELS[@]}" --weights 0.78 "${TEST[@]}" --reuse "$ANSWERS" \
+        --steering_vectors_path "$RUN/increments.safetensors" --output_path "$RUN/increments-at-0.78.json"
+fi

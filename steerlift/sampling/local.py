@@ -174,8 +174,9 @@ class LocalSampler:
                 positions_R = positions_R + 1
                 seen_RT = mask_RT[:, : mask_PT.shape[1] + step + 1]
                 logits_RV = self._forward(tokens_R[:, None], seen_RT, positions_R[:, None], cache)
-        if bool(written.running_R.any()):
-            on_done(int(written.running_R.sum()))
+        cut_off = int(written.running_R.sum())
+        if cut_off:
+            on_done(cut_off)
         return written.tokens_NT, written.logprobs_NT, written.lengths_N
 
     def _prefill(
